@@ -1,0 +1,1 @@
+"""Experiments, one file each: `config()` returns it, the docstring tells what to expect of it."""

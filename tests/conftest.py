@@ -1,0 +1,15 @@
+"""How all tests run: on CPU, with several devices, no silent type promotion, no clock."""
+
+import os
+
+# In the environment, so that the processes which tests start run on CPU as well.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("project")

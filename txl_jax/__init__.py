@@ -1,0 +1,1 @@
+"""Transformer-XL in JAX and Flax, trained data-parallel over many hosts."""

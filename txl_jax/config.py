@@ -1,0 +1,269 @@
+"""Everything that defines an experiment: frozen dataclasses, and the command line over them.
+
+An experiment is a file `configs/NAME.py` whose function `config()` returns a `Config` and whose
+docstring tells what to expect of it. `load("NAME", words)` is that `Config` with the command line's
+words applied. Field names are the original's flags (`--n-layer 6`, `--n_layer=6`).
+
+This module imports nothing heavy: the launcher reads configs on machines without JAX.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import io
+import itertools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import tyro
+
+from txl_jax.errors import UserError
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Transformer-XL; every field means what it means in the original."""
+
+    n_token: int = 0
+    """Vocabulary size V; 0: as many as the corpus has."""
+    n_layer: int = 4
+    """Layers L."""
+    n_head: int = 4
+    """Attention heads N."""
+    d_model: int = 128
+    """Width D of the residual stream."""
+    d_head: int = 32
+    """Width H of a head."""
+    d_inner: int = 512
+    """Width F of the feed-forward layer."""
+    d_embed: int | None = None
+    """Width E of the embeddings; None: d_model. Another width adds projections."""
+    tgt_len: int = 64
+    """Tokens T that are predicted in one segment."""
+    mem_len: int = 64
+    """Hidden states M that are remembered for each layer."""
+    same_length: bool = False
+    """Let every query see exactly mem_len keys, itself included, once memory is full."""
+    clamp_len: int = -1
+    """Distances beyond this count as this; -1: no limit."""
+    pre_lnorm: bool = False
+    """Normalise the input of a sub-layer instead of its output."""
+    tie_weight: bool = True
+    """Use the embedding matrix as the output matrix."""
+    tie_projs: tuple[bool, ...] = (False,)
+    """Where d_embed differs from d_model: use the embedding's projection at the output as well."""
+    untie_r: bool = False
+    """Give each layer its own r_w_bias and r_r_bias instead of sharing one pair."""
+    dropout: float = 0.0
+    """Dropout of embeddings, positions, sub-layer outputs and the final output."""
+    dropatt: float = 0.0
+    """Dropout of attention weights."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights."""
+    proj_init_std: float = 0.01
+    """Standard deviation of the initial projections between d_embed and d_model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and matrix products; parameters and statistics stay float32."""
+    remat: bool = False
+    """Compute each layer again in the backward pass instead of keeping its activations."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from and how it becomes tokens."""
+
+    dataset: Literal["stdlib", "text"] = "stdlib"
+    """stdlib: the source files of Python's standard library; text: the files below --text-dir."""
+    text_dir: str = ""
+    """For dataset text: a folder; every UTF-8 text file below it belongs to the corpus."""
+    vocab: Literal["bytes"] = "bytes"
+    """bytes: one token for each byte value that occurs in the corpus, as the original's enwik8."""
+    data_dir: str = "data"
+    """Folder of the prepared token files."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule; the schedule counts tokens, not steps."""
+
+    optim: Literal["adam", "sgd"] = "adam"
+    """Optimizer."""
+    lr: float = 1e-3
+    """Highest learning rate, before any scaling by --lr-batch."""
+    lr_batch: int = 0
+    """Batch that lr is meant for; it is scaled by batch / lr_batch (the fork: 32). 0: it is not."""
+    scheduler: Literal["cosine", "constant", "inv_sqrt"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_tokens: int = 0
+    """Tokens over which the learning rate rises from 0 in a line."""
+    final_lr: float = 0.0
+    """Fraction of the highest learning rate at which cosine ends (the fork: 0.1)."""
+    beta1: float = 0.9
+    """Adam: decay of the gradient's mean."""
+    beta2: float = 0.999
+    """Adam: decay of the gradient's mean square."""
+    eps: float = 1e-8
+    """Adam: added to the root of the mean square."""
+    momentum: float = 0.0
+    """SGD: momentum."""
+    clip: float = 0.25
+    """Largest global norm of the gradient; 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run: how long, how often, where."""
+
+    batch: int = 16
+    """Sequences in one optimizer step B, over all devices."""
+    accumulate: int = 1
+    """Parts into which a step's batch is split, one after another, to save memory."""
+    max_tokens: int = 1_000_000
+    """Tokens to train on; the run ends with the step that reaches them."""
+    seed: int = 0
+    """Seed of initial weights and dropout."""
+    log_every: int = 50
+    """Steps from log line to log line."""
+    eval_every: int = 500
+    """Steps from validation to validation; the last step is always validated."""
+    eval_batch: int = 16
+    """Streams into which a split is cut for evaluation, over all devices."""
+    eval_max_tokens: int = 0
+    """Tokens of the valid split that a validation during training reads; 0: all."""
+    sample_tokens: int = 200
+    """Length of the sample written at each validation; 0: none."""
+    checkpoint_minutes: float = 2.0
+    """Minutes from checkpoint to checkpoint; one is always saved at the end."""
+    logdir: str = ""
+    """Folder of the run; empty: runs/NAME for the config NAME."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Command:
+    """The words of the command line: an experiment, and where it runs."""
+
+    experiment: Config
+    config: str = "quickstart"
+    """Name of the experiment: a file of the folder configs."""
+    local: bool = False
+    """Train on all devices of this machine, without joining others."""
+
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def experiments() -> list[str]:
+    """Names of the experiments in `configs/`."""
+    return sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
+
+
+def parse(prog: str, words: list[str]) -> Command:
+    """The command line of a trainer: `--config NAME`, `--local`, and any field of the experiment.
+
+    `--help` prints the fields with the defaults of the experiment that is named, and exits.
+
+    Raises:
+      UserError: an unknown experiment or option (with the nearest name), or a bad value.
+    """
+    name = _named_config(words)
+    module = _experiment(name)
+    command = Command(module.config(), name)
+    return parse_words(Command, command, prog, module.__doc__ or "", words)
+
+
+def load(name: str, words: list[str] | None = None) -> Config:
+    """The experiment `configs/NAME.py` with the fields that `words` override.
+
+    Raises:
+      UserError: as `parse`.
+    """
+    return parse(f"config {name}", ["--config", name, *(words or [])]).experiment
+
+
+def parse_words(kind: type[_T], default: _T | None, prog: str, about: str, words: list[str]) -> _T:
+    """An instance of the dataclass `kind` from command-line words, by tyro, errors in one line.
+
+    Options are named after the fields, without the names of nested dataclasses.
+
+    Raises:
+      UserError: an unknown option (with the nearest one) or a value that does not fit.
+    """
+    complaint = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(
+                kind,
+                prog=prog,
+                description=about,
+                args=words,
+                config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=True,
+                **options,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{_first_sentence(complaint.getvalue())}; see {prog} --help") from None
+    if unknown:
+        word = next((word for word in unknown if word.startswith("-")), unknown[0])
+        option = word.split("=")[0]
+        known = ["--" + name.replace("_", "-") for name in _option_names(kind)]
+        raise UserError(
+            f"unknown option {option}{nearest(option.replace('_', '-'), known)}; see {prog} --help"
+        )
+    return parsed
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """` (did you mean X?)` for the known word most like `word`; empty if none is."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _option_names(kind: Any) -> list[str]:
+    names = []
+    for entry, hint in get_type_hints(kind).items():
+        names += _option_names(hint) if dataclasses.is_dataclass(hint) else [entry]
+    return names
+
+
+def _named_config(words: list[str]) -> str:
+    for place, word in enumerate(words):
+        if word == "--config" and place + 1 < len(words):
+            return words[place + 1]
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return Command.config
+
+
+def _experiment(name: str) -> ModuleType:
+    known = experiments()
+    if name not in known:
+        raise UserError(
+            f"there is no config {name!r}{nearest(name, known)}; there are: {', '.join(known)}"
+        )
+    return importlib.import_module(f"configs.{name}")
+
+
+def _first_sentence(complaint: str) -> str:
+    """What tyro says is wrong, without the box and the advice that it draws around it."""
+    lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in complaint.splitlines()]
+    text = itertools.takewhile(lambda line: not line.startswith("──"), lines[1:])
+    return " ".join(text).strip().rstrip(".")

@@ -1,0 +1,29 @@
+"""The one kind of error that is the user's to mend, and how a command reports it."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+USAGE_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+class UserError(Exception):
+    """Something the user can put right: one line says what is wrong and what would be right."""
+
+
+def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs `main(sys.argv[1:])` and exits with its status.
+
+    A `UserError` becomes one line on standard error and exit status 2, Ctrl-C exit status 130.
+    Anything else is a bug and keeps its traceback.
+    """
+    try:
+        status = main(sys.argv[1:]) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = USAGE_STATUS
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        status = INTERRUPTED_STATUS
+    sys.exit(status)

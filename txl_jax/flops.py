@@ -1,0 +1,34 @@
+"""How many floating-point operations training takes, and how many a device can do.
+
+Letters: T tgt_len, M mem_len, S = M + T keys, D d_model, E d_embed, V vocabulary.
+"""
+
+from txl_jax.config import ModelConfig
+
+# Dense 16-bit matrix products with 32-bit sums, FLOP/s of one device, from NVIDIA's data sheets.
+_PEAK = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """FLOP/s of one device of this kind at best, or None where that is not known."""
+    if dtype == "float32":
+        return None
+    return next((flops for name, flops in _PEAK.items() if name in device_kind), None)
+
+
+def train_flops_per_token(cfg: ModelConfig) -> float:
+    """FLOPs of matrix products to train on one token: forward, and twice that backward.
+
+    Keys and values of memory are counted, since each segment computes them anew; recomputation
+    (remat) is not.
+    """
+    tgt_len, keys = cfg.tgt_len, cfg.mem_len + cfg.tgt_len
+    width = cfg.n_head * cfg.d_head
+    d_embed = cfg.d_embed or cfg.d_model
+    per_segment = 2 * cfg.d_model * width * (2 * tgt_len + 2 * keys)
+    per_segment += 3 * 2 * tgt_len * keys * width
+    per_segment += 2 * 2 * tgt_len * cfg.d_model * cfg.d_inner
+    per_token = cfg.n_layer * per_segment / tgt_len + 2 * d_embed * cfg.n_token
+    if d_embed != cfg.d_model:
+        per_token += 2 * 2 * cfg.d_model * d_embed
+    return 3 * per_token

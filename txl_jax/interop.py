@@ -1,0 +1,130 @@
+"""Weights of the original PyTorch implementation, by its own names.
+
+Letters: D d_model, E d_embed, N heads, H d_head, F d_inner, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from txl_jax.config import ModelConfig
+from txl_jax.errors import UserError
+from txl_jax.model import TransformerXL
+
+BUFFERS = ("pos_emb.inv_freq",)
+
+
+class Source(NamedTuple):
+    """Where one parameter of a TransformerXL comes from."""
+
+    names: tuple[str, ...]
+    """The original's tensors, one for each layer if the parameter is stacked over layers."""
+    shape: tuple[int, ...]
+    """Shape of each of these tensors."""
+    stacked: bool
+    """Whether the parameter has a leading axis over layers."""
+    convert: Callable[[np.ndarray], np.ndarray]
+    """From the original's layout to ours."""
+
+
+def sources(cfg: ModelConfig) -> Iterator[tuple[tuple[str, ...], Source]]:
+    """(path of the parameter, its source) for every parameter of a model of this config."""
+    d_embed = cfg.d_embed or cfg.d_model
+    width = cfg.n_head * cfg.d_head
+    heads = (cfg.n_head, cfg.d_head)
+
+    def single(path, name, *shape):
+        return path, Source((name,), shape, False, lambda w: w)
+
+    def stacked(path, name, shape, convert=lambda w: w):
+        names = tuple(f"layers.{i}.{name}" for i in range(cfg.n_layer))
+        return path, Source(names, shape, True, convert)
+
+    def heads_last(w):
+        return w.T.reshape(-1, *heads)
+
+    yield single(("embedding",), "word_emb.emb_layers.0.weight", cfg.n_token, d_embed)
+    yield single(("output_bias",), "crit.out_layers.0.bias", cfg.n_token)
+    if not cfg.tie_weight:
+        yield single(("output",), "crit.out_layers.0.weight", cfg.n_token, d_embed)
+    if d_embed != cfg.d_model:
+        yield single(("embedding_proj",), "word_emb.emb_projs.0", cfg.d_model, d_embed)
+        if not cfg.tie_projs[0]:
+            yield single(("output_proj",), "crit.out_projs.0", cfg.d_model, d_embed)
+    for bias in ("r_w_bias", "r_r_bias"):
+        if cfg.untie_r:
+            yield stacked((bias,), f"dec_attn.{bias}", heads)
+        else:
+            yield single((bias,), bias, *heads)
+    qkv = ("dec_attn.qkv_net.weight", (3 * width, cfg.d_model))
+    yield stacked(("layers", "w_q"), *qkv, lambda w: heads_last(w[:width]))
+    yield stacked(("layers", "w_kv"), *qkv, lambda w: w[width:].T.reshape(cfg.d_model, 2, *heads))
+    yield stacked(("layers", "w_r"), "dec_attn.r_net.weight", (width, cfg.d_model), heads_last)
+    yield stacked(
+        ("layers", "w_o"),
+        "dec_attn.o_net.weight",
+        (cfg.d_model, width),
+        lambda w: w.T.reshape(*heads, cfg.d_model),
+    )
+    transpose = np.transpose
+    d, f = cfg.d_model, cfg.d_inner
+    yield stacked(("layers", "w_in"), "pos_ff.CoreNet.0.weight", (f, d), transpose)
+    yield stacked(("layers", "b_in"), "pos_ff.CoreNet.0.bias", (f,))
+    yield stacked(("layers", "w_out"), "pos_ff.CoreNet.3.weight", (d, f), transpose)
+    yield stacked(("layers", "b_out"), "pos_ff.CoreNet.3.bias", (d,))
+    for norm, name in (("norm_attention", "dec_attn"), ("norm_feed_forward", "pos_ff")):
+        yield stacked(("layers", norm, "scale"), f"{name}.layer_norm.weight", (d,))
+        yield stacked(("layers", norm, "bias"), f"{name}.layer_norm.bias", (d,))
+
+
+def aliases(cfg: ModelConfig) -> dict[str, str]:
+    """The original's second names for tied tensors → the name they are read under."""
+    tied = {}
+    if cfg.tie_weight:
+        tied["crit.out_layers.0.weight"] = "word_emb.emb_layers.0.weight"
+    if cfg.d_embed not in (None, cfg.d_model) and cfg.tie_projs[0]:
+        tied["crit.out_projs.0"] = "word_emb.emb_projs.0"
+    return tied
+
+
+def load_torch_state_dict(xl: TransformerXL, state_dict: Mapping[str, Any]) -> None:
+    """Puts the original's weights into `xl`, in place; nothing is changed if anything is wrong.
+
+    Args:
+      xl: a model whose config has the shape of the weights.
+      state_dict: the original's names → arrays or CPU tensors, as `state_dict()` gives them.
+
+    Raises:
+      UserError: names the tensors that are missing, unknown or of another shape, or that the
+        config ties but that differ.
+    """
+    tensors = {n: np.asarray(w, np.float32) for n, w in state_dict.items() if n not in BUFFERS}
+    table = list(sources(xl.cfg))
+    shapes = {name: source.shape for _, source in table for name in source.names}
+    tied = aliases(xl.cfg)
+    wrong = [f"{n} is missing" for n in shapes if n not in tensors]
+    wrong += [f"{n} is not part of this config" for n in tensors if n not in shapes | tied]
+    wrong += [
+        f"{n} has shape {tensors[n].shape}, expected {shape}"
+        for n, shape in shapes.items()
+        if n in tensors and tensors[n].shape != shape
+    ]
+    wrong += [
+        f"{n} differs from {name}, to which this config ties it"
+        for n, name in tied.items()
+        if n in tensors and name in tensors and not np.array_equal(tensors[n], tensors[name])
+    ]
+    if wrong:
+        raise UserError("these weights do not fit the model: " + "; ".join(wrong))
+
+    new: dict[str, Any] = {}
+    for path, source in table:
+        parts = [source.convert(tensors[name]) for name in source.names]
+        node = new
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = jnp.asarray(np.stack(parts) if source.stacked else parts[0])
+    nnx.update(xl, nnx.State(new))

@@ -1,0 +1,271 @@
+"""Transformer-XL (Dai et al. 2019, arXiv 1901.02860): a language model that remembers segments.
+
+Letters: B batch, T segment (tgt_len), M memory (mem_len), S = M + T keys, D d_model, E d_embed,
+N heads, H d_head, F d_inner, V vocabulary, L layers.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from txl_jax import attention
+from txl_jax.config import ModelConfig
+from txl_jax.dropout import dropout
+from txl_jax.errors import UserError
+
+LAYER_NORM_EPS = 1e-5
+
+
+class Memory(NamedTuple):
+    """What earlier segments left behind."""
+
+    hidden: jax.Array
+    """[L, B, M, D]: the newest M inputs of each layer, the newest last."""
+    filled: jax.Array
+    """int32 scalar: how many of the M slots hold something; the others are not seen."""
+
+    @staticmethod
+    def empty(cfg: ModelConfig, batch: int) -> "Memory":
+        """Memory of `batch` streams that have not begun."""
+        shape = (cfg.n_layer, batch, cfg.mem_len, cfg.d_model)
+        return Memory(jnp.zeros(shape, cfg.dtype), jnp.zeros((), jnp.int32))
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, statistics in float32."""
+
+    def __init__(self, d_model: int, init_std: float, rngs: nnx.Rngs):
+        self.scale = nnx.Param(1.0 + init_std * jax.random.normal(rngs.params(), (d_model,)))
+        self.bias = nnx.Param(jnp.zeros((d_model,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    """Relative attention over [memory, segment], then a feed-forward net, each with a residual."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        def normal(*shape: int) -> nnx.Param:
+            return nnx.Param(cfg.init_std * jax.random.normal(rngs.params(), shape))
+
+        heads = (cfg.n_head, cfg.d_head)
+        self.cfg = cfg
+        self.w_q = normal(cfg.d_model, *heads)
+        self.w_kv = normal(cfg.d_model, 2, *heads)
+        self.w_r = normal(cfg.d_model, *heads)
+        self.w_o = normal(*heads, cfg.d_model)
+        self.norm_attention = LayerNorm(cfg.d_model, cfg.init_std, rngs)
+        self.w_in = normal(cfg.d_model, cfg.d_inner)
+        self.b_in = nnx.Param(jnp.zeros((cfg.d_inner,)))
+        self.w_out = normal(cfg.d_inner, cfg.d_model)
+        self.b_out = nnx.Param(jnp.zeros((cfg.d_model,)))
+        self.norm_feed_forward = LayerNorm(cfg.d_model, cfg.init_std, rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array,
+        positions: jax.Array,
+        biases: tuple[jax.Array, jax.Array],
+        seen: jax.Array,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """x [B, T, D], memory [B, M, D], positions [S, D], biases two [N, H], seen [T, S] → x."""
+        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+        x = self._attend(x, memory, positions, biases, seen, keys[0], keys[1])
+        return self._feed_forward(x, keys[2], keys[3])
+
+    def _attend(self, x, memory, positions, biases, seen, key_weights, key_output):
+        cfg, dtype = self.cfg, x.dtype
+        with jax.named_scope("attention"):
+            context = jnp.concatenate([memory, x], axis=1)
+            if cfg.pre_lnorm:
+                context = self.norm_attention(context)
+            segment = context[:, memory.shape[1] :]
+            q = jnp.einsum("BTD,DNH->BTNH", segment, self.w_q[...].astype(dtype))
+            kv = jnp.einsum("BSD,DCNH->CBSNH", context, self.w_kv[...].astype(dtype))
+            r = jnp.einsum("SD,DNH->SNH", positions, self.w_r[...].astype(dtype))
+            r_w_bias, r_r_bias = biases
+            mixed = attention.relative_attention(
+                q, kv[0], kv[1], r, r_w_bias, r_r_bias, seen, cfg.dropatt, key_weights
+            )
+            out = jnp.einsum("BTNH,NHD->BTD", mixed, self.w_o[...].astype(dtype))
+            out = x + dropout(out, cfg.dropout, key_output)
+            return out if cfg.pre_lnorm else self.norm_attention(out)
+
+    def _feed_forward(self, x, key_inner, key_output):
+        cfg, dtype = self.cfg, x.dtype
+        with jax.named_scope("feed_forward"):
+            inner = self.norm_feed_forward(x) if cfg.pre_lnorm else x
+            inner = jnp.einsum("BTD,DF->BTF", inner, self.w_in[...].astype(dtype))
+            inner = jax.nn.relu(inner + self.b_in[...].astype(dtype))
+            inner = dropout(inner, cfg.dropout, key_inner)
+            out = jnp.einsum("BTF,FD->BTD", inner, self.w_out[...].astype(dtype))
+            out = x + dropout(out + self.b_out[...].astype(dtype), cfg.dropout, key_output)
+            return out if cfg.pre_lnorm else self.norm_feed_forward(out)
+
+
+def check(cfg: ModelConfig) -> None:
+    """Raises UserError, in one line, for the first field of `cfg` that cannot work."""
+    for name in ("n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner", "tgt_len"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it has to be at least 1")
+    if cfg.d_embed is not None and cfg.d_embed < 1:
+        raise UserError(f"d_embed is {cfg.d_embed}; it has to be at least 1, or None for d_model")
+    if cfg.d_model % 2:
+        raise UserError(
+            f"d_model is {cfg.d_model}; it has to be even, because half of a position embedding "
+            "is sines and half cosines"
+        )
+    if cfg.mem_len < 0:
+        raise UserError(f"mem_len is {cfg.mem_len}; it has to be 0 or more")
+    if cfg.same_length and cfg.mem_len == 0:
+        raise UserError(
+            "same_length lets a query see mem_len keys and mem_len is 0; set mem_len to 1 or more, "
+            "or same_length to False"
+        )
+    if len(cfg.tie_projs) != 1:
+        raise UserError(
+            f"tie_projs has {len(cfg.tie_projs)} entries; without cutoffs it has one, for the head"
+        )
+    for name in ("dropout", "dropatt"):
+        if not 0.0 <= getattr(cfg, name) < 1.0:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it has to be in [0, 1)")
+
+
+class TransformerXL(nnx.Module):
+    """Transformer-XL as a language model.
+
+    Layers are stacked: every parameter of `layers` has a leading axis L, over which the forward
+    pass scans. Nothing random or trainable is hidden: memory and keys come in as arguments.
+
+    Raises:
+      UserError: a field of the config cannot work (see `check`).
+    """
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+        check(cfg)
+        self.cfg = cfg
+        d_embed = cfg.d_embed or cfg.d_model
+
+        def normal(std: float, *shape: int) -> nnx.Param:
+            return nnx.Param(std * jax.random.normal(rngs.params(), shape))
+
+        self.embedding = normal(cfg.init_std, cfg.n_token, d_embed)
+        self.output_bias = nnx.Param(jnp.zeros((cfg.n_token,)))
+        if not cfg.tie_weight:
+            self.output = normal(cfg.init_std, cfg.n_token, d_embed)
+        if d_embed != cfg.d_model:
+            self.embedding_proj = normal(cfg.proj_init_std, cfg.d_model, d_embed)
+            if not cfg.tie_projs[0]:
+                self.output_proj = normal(cfg.proj_init_std, cfg.d_model, d_embed)
+        bias_shape = (cfg.n_head, cfg.d_head)
+        if cfg.untie_r:
+            bias_shape = (cfg.n_layer, *bias_shape)
+        self.r_w_bias = normal(cfg.init_std, *bias_shape)
+        self.r_r_bias = normal(cfg.init_std, *bias_shape)
+
+        @nnx.split_rngs(splits=cfg.n_layer)
+        @nnx.vmap
+        def stack(layer_rngs: nnx.Rngs) -> Layer:
+            return Layer(cfg, layer_rngs)
+
+        self.layers = stack(rngs)
+
+    def init_memory(self, batch: int) -> Memory:
+        """Empty memory for `batch` streams."""
+        return Memory.empty(self.cfg, batch)
+
+    def __call__(
+        self, inputs: jax.Array, targets: jax.Array, memory: Memory, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Memory]:
+        """Loss of each token, and the memory for the next segment.
+
+        Args:
+          inputs: int32 [B, T].
+          targets: int32 [B, T]; a negative target is ignored, its loss is 0.
+          memory: from `init_memory` or from the call before.
+          key: random key for dropout; without one there is none.
+
+        Returns:
+          (loss, memory): float32 [B, T] in nats; the memory carries no gradient.
+        """
+        hidden, memory = self.hidden(inputs, memory, key)
+        with jax.named_scope("loss"):
+            logits = self.logits(hidden)
+            picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)
+            loss = jax.nn.logsumexp(logits, axis=-1) - picked[..., 0]
+            return jnp.where(targets < 0, 0.0, loss), memory
+
+    def hidden(
+        self, inputs: jax.Array, memory: Memory, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Memory]:
+        """Output of the last layer [B, T, D] for inputs int32 [B, T], and the next memory."""
+        cfg = self.cfg
+        tgt_len, mem_len = inputs.shape[1], memory.hidden.shape[2]
+        keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
+        with jax.named_scope("embedding"):
+            x = dropout(self._embed(inputs), cfg.dropout, keys[0])
+            positions = attention.sinusoid(mem_len + tgt_len, cfg.d_model, cfg.clamp_len)
+            positions = dropout(positions.astype(cfg.dtype), cfg.dropout, keys[1])
+        seen = attention.visible(tgt_len, mem_len, memory.filled, cfg.same_length)
+        biases = (self.r_w_bias[...].astype(cfg.dtype), self.r_r_bias[...].astype(cfg.dtype))
+        graphdef, stacked = nnx.split(self.layers)
+
+        def one_layer(x, scanned):
+            weights, old, own_biases, layer_key = scanned
+            layer = nnx.merge(graphdef, weights)
+            new = jnp.concatenate([old, x], axis=1)[:, tgt_len:]
+            x = layer(x, old, positions, own_biases or biases, seen, layer_key)
+            return x, jax.lax.stop_gradient(new)
+
+        if cfg.remat:
+            one_layer = jax.checkpoint(one_layer)
+        scanned = (
+            stacked,
+            memory.hidden,
+            biases if cfg.untie_r else None,
+            None if keys[2] is None else jax.random.split(keys[2], cfg.n_layer),
+        )
+        x, remembered = jax.lax.scan(one_layer, x, scanned)
+        filled = jnp.minimum(memory.filled + tgt_len, mem_len)
+        return dropout(x, cfg.dropout, keys[3]), Memory(remembered, filled)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Unnormalised log-probabilities, float32 [..., V], of the token that follows."""
+        cfg = self.cfg
+        if hasattr(self, "embedding_proj"):
+            proj = self.embedding_proj if cfg.tie_projs[0] else self.output_proj
+            hidden = jnp.einsum("...D,DE->...E", hidden, proj[...].astype(hidden.dtype))
+        output = self.embedding if cfg.tie_weight else self.output
+        logits = jnp.einsum(
+            "...E,VE->...V",
+            hidden,
+            output[...].astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits + self.output_bias[...]
+
+    def _embed(self, inputs: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        x = self.embedding[...][inputs].astype(cfg.dtype)
+        if hasattr(self, "embedding_proj"):
+            x = jnp.einsum("BTE,DE->BTD", x, self.embedding_proj[...].astype(cfg.dtype))
+        return x * jnp.asarray(cfg.d_model**0.5, cfg.dtype)
+
+
+def abstract(cfg: ModelConfig) -> tuple[Any, Any]:
+    """(graphdef, parameters) of a model without its values: a tree of shapes and types.
+
+    `nnx.merge(graphdef, parameters)` gives the model for any parameters of this tree.
+    """
+    xl = nnx.eval_shape(lambda: TransformerXL(cfg, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(xl)
+    return graphdef, nnx.to_pure_dict(params)

@@ -1,0 +1,70 @@
+"""How fast training goes: time and throughput of the steps between two log lines."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from txl_jax import flops
+from txl_jax.config import Config
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Means over the steps of a lap."""
+
+    step_seconds: float
+    """Wall time of a step."""
+    input_seconds: float
+    """Part of it in which the host read the batch and handed it to the devices."""
+    tokens_per_sec: float
+    samples_per_sec: float
+    """Sequences in a second."""
+    mfu: float | None
+    """Model FLOP/s as a fraction of the devices' peak; None where the peak is not known."""
+
+
+class Pace:
+    """Times laps of steps; what `paused` encloses (evaluation, saving) does not count."""
+
+    def __init__(self, cfg: Config, mesh: Mesh):
+        peak = flops.peak_flops(mesh.devices.flat[0].device_kind, cfg.model.dtype)
+        self._peak = peak and peak * mesh.devices.size
+        self._token_flops = flops.train_flops_per_token(cfg.model)
+        self._batch, self._tgt_len = cfg.train.batch, cfg.model.tgt_len
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a lap."""
+        self._since, self._input, self._steps = time.perf_counter(), 0.0, 0
+
+    def step(self) -> None:
+        """Counts a step."""
+        self._steps += 1
+
+    @contextmanager
+    def input(self) -> Iterator[None]:
+        """Counts what it encloses as time for input."""
+        began = time.perf_counter()
+        yield
+        self._input += time.perf_counter() - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes what it encloses out of the lap."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def lap(self) -> Speed:
+        """The speed since the lap began, and the beginning of the next; the steps must be done."""
+        steps = max(self._steps, 1)
+        step_seconds = max(time.perf_counter() - self._since, 1e-9) / steps
+        input_seconds = self._input / steps
+        self.restart()
+        sequences = self._batch / step_seconds
+        tokens = sequences * self._tgt_len
+        mfu = tokens * self._token_flops / self._peak if self._peak else None
+        return Speed(step_seconds, input_seconds, tokens, sequences, mfu)

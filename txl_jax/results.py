@@ -1,0 +1,111 @@
+"""What a finished run shows: its losses over whole splits, a sample, and where its logs are."""
+
+import dataclasses
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from txl_jax.corpora import END
+from txl_jax.data import TokenFiles
+from txl_jax.errors import UserError
+from txl_jax.evaluate import Evaluator
+from txl_jax.generate import Generator, Sampling
+from txl_jax.trained import Trained
+from txl_jax.vocab import Vocab
+
+_FILE = "results.json"
+_SPLITS = ("valid", "test")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The final evaluation of a run."""
+
+    step: int
+    """Optimizer steps that made the parameters: those with the lowest validation loss."""
+    bits: dict[str, dict[str, float]]
+    """Bits per byte, for each split and, as text, each length of memory."""
+    tokens: dict[str, int]
+    """Tokens of each split, every one predicted once."""
+    sample: str
+    """A document that the model wrote."""
+
+
+def sample_text(generator: Generator, params: Any, vocab: Vocab, tokens: int) -> str:
+    """The first `tokens` tokens of a document, as text."""
+    drawn = itertools.islice(generator(params, vocab.encode(END), seed=0), tokens)
+    return vocab.decode(list(drawn)).decode(errors="replace")
+
+
+def evaluate_run(trained: Trained, tokens: TokenFiles, mesh: Mesh) -> Results:
+    """Evaluates valid and test with no memory, with mem_len and with four times as much."""
+    cfg = trained.cfg
+    bits: dict[str, dict[str, float]] = {split: {} for split in _SPLITS}
+    for mem_len in sorted({0, cfg.model.mem_len, 4 * cfg.model.mem_len}):
+        # same_length needs memory; without any, plain attention is what it comes nearest to.
+        model = dataclasses.replace(
+            cfg.model, mem_len=mem_len, same_length=cfg.model.same_length and mem_len > 0
+        )
+        evaluator = Evaluator(model, mesh, cfg.train.eval_batch, "eval_batch")
+        for split in _SPLITS:
+            what = f"evaluating {split} with memory {mem_len}"
+            bits[split][str(mem_len)] = evaluator(trained.params, tokens.splits[split], what).bits
+    generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
+    text = sample_text(generator, trained.params, trained.vocab, max(cfg.train.sample_tokens, 400))
+    n_tokens = {split: len(tokens.splits[split]) - 1 for split in _SPLITS}
+    return Results(trained.step, bits, n_tokens, text)
+
+
+def save(logdir: Path, results: Results) -> None:
+    """Writes the results into the run's folder, all at once."""
+    draft = logdir / f"{_FILE}.tmp"
+    try:
+        draft.write_text(json.dumps(dataclasses.asdict(results), indent=2) + "\n")
+        os.replace(draft, logdir / _FILE)
+    except OSError as error:
+        raise UserError(f"cannot write {logdir / _FILE}: {error.strerror}") from error
+
+
+def load(logdir: Path) -> Results | None:
+    """The results of the run in logdir; None if there are none yet, or not whole."""
+    try:
+        return Results(**json.loads((logdir / _FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def show(logdir: Path, results: Results) -> str:
+    """The results as a small table, the sample, and how to see more."""
+    lengths = list(next(iter(results.bits.values())))
+    rows = [["bits per byte", "bytes", *(f"memory {length}" for length in lengths)]]
+    for split, values in results.bits.items():
+        rows.append([split, f"{results.tokens[split]}", *(f"{b:.4f}" for b in values.values())])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    sample = [f"    {line}" for line in results.sample.split("\n")]
+    return "\n".join(
+        [
+            f"Step {results.step}, the best by validation loss:",
+            "",
+            *table,
+            "",
+            "A document that the model wrote:",
+            "",
+            *sample,
+            "",
+            f"Logs, samples and checkpoints: {logdir}",
+            f"To see them: tensorboard --logdir {logdir}",
+            f"To write more: python -m txl_jax.generate --logdir {logdir} --prompt 'def main('",
+        ]
+    )

@@ -1,0 +1,224 @@
+"""The folder of a run: which config it belongs to, and what started it when.
+
+    config.json   the config, every field, as `dataclasses.asdict`
+    run.json      {"starts": [...]}: command, versions, source revision, devices and time of each
+                  start, the first one first
+
+Whether a run is finished is the step of its newest checkpoint, not a file here.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from txl_jax.config import Config
+from txl_jax.errors import UserError
+
+CONFIG = "config.json"
+STARTS = "run.json"
+_TEMPORARY = ".tmp"
+_LEFT_OVER = {CONFIG + _TEMPORARY}  # of a start that was killed
+_SOURCE = Path(__file__).resolve().parent.parent
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_MAY_DIFFER = {"train.logdir", "train.checkpoint_minutes", "data.data_dir"}
+
+
+def open_run(
+    logdir: Path, cfg: Config, *, command: Sequence[str], devices: str, primary: bool = True
+) -> None:
+    """Makes `logdir` the folder of the run of `cfg`, or checks that it already is.
+
+    A run goes on under the config that it began with, so that what stands in its folder is one
+    experiment. Only the fields that cannot change a loss or a logged line may differ from start to
+    start: train.logdir and data.data_dir (folders that were moved) and train.checkpoint_minutes;
+    config.json then takes the new values.
+
+    `command` is the command line, word by word; `devices` says in words what it runs on. Of several
+    processes only the `primary` one writes.
+
+    Raises UserError, before anything is written: the folder belongs to another config (the message
+    lists the fields), holds other things but no run, or its config cannot be read. Also raises
+    UserError when the folder cannot be written.
+    """
+    with _readable(logdir):
+        is_run = (logdir / CONFIG).exists()
+        if not is_run and logdir.exists():
+            _check_empty(logdir)
+    starts: list[dict[str, Any]] = []
+    if is_run:
+        _check_same(logdir, read_config(logdir), cfg)
+        starts = _read_starts(logdir)
+    if primary:
+        with _writable(logdir):
+            logdir.mkdir(parents=True, exist_ok=True)
+            _write(logdir / CONFIG, dataclasses.asdict(cfg))
+            _write(logdir / STARTS, {"starts": [*starts, _this_start(command, devices)]})
+
+
+def read_config(logdir: Path) -> Config:
+    """The config of the run in `logdir`.
+
+    Raises UserError when there is no run in that folder, or its config is damaged or was written by
+    a version with other fields.
+    """
+    with _readable(logdir):
+        if not logdir.is_dir():
+            raise UserError(f"no run in {logdir}: there is no such folder")
+        if not (logdir / CONFIG).exists():
+            raise UserError(f"no run in {logdir}: {CONFIG} is missing from it")
+    path = logdir / CONFIG
+    return _from_dict(Config, _read(path), str(path))
+
+
+def _check_empty(logdir: Path) -> None:
+    if not logdir.is_dir():
+        raise UserError(f"{logdir} is a file; --logdir takes a folder")
+    others = sorted(path.name for path in logdir.iterdir() if path.name not in _LEFT_OVER)
+    if others:
+        raise UserError(
+            f"{logdir} holds other things ({', '.join(others[:3])}{', …' * (len(others) > 3)}) and "
+            f"no run; take another --logdir or empty it"
+        )
+
+
+def _check_same(logdir: Path, there: Config, here: Config) -> None:
+    differ = [
+        f"{name}: {old!r} there, {new!r} here"
+        for (name, old), (_, new) in zip(_fields(there), _fields(here), strict=True)
+        if old != new and name not in _MAY_DIFFER
+    ]
+    if differ:
+        raise UserError(
+            f"{logdir} belongs to a run of another config ({'; '.join(differ)}); "
+            f"take another --logdir, or delete the folder to start anew"
+        )
+
+
+def _fields(cfg: Config) -> Iterator[tuple[str, Any]]:
+    for section in dataclasses.fields(cfg):
+        part = getattr(cfg, section.name)
+        for field in dataclasses.fields(part):
+            yield f"{section.name}.{field.name}", getattr(part, field.name)
+
+
+def _from_dict(kind: type, values: Any, where: str) -> Any:
+    """The dataclass `kind` from what `dataclasses.asdict` and JSON made of it."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is damaged: {values!r} is not a {kind.__name__}")
+    hints = get_type_hints(kind)
+    missing, unknown = sorted(hints.keys() - values.keys()), sorted(values.keys() - hints.keys())
+    if missing or unknown:
+        raise UserError(
+            f"{where} was written by another version of this program (fields missing: "
+            f"{', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}); use the "
+            f"source revision named in {STARTS}, or another --logdir"
+        )
+    fields = {}
+    for name, hint in hints.items():
+        value = values[name]
+        if dataclasses.is_dataclass(hint):
+            value = _from_dict(hint, value, where)  # pyright: ignore[reportArgumentType]
+        elif isinstance(value, list):
+            value = tuple(value)
+        if not _fits(value, hint):
+            raise UserError(f"{where} is damaged: {name} cannot be {value!r}")
+        fields[name] = value
+    return kind(**fields)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON has the type that a config's field declares."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (Union, UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    if hint is float:
+        return type(value) in (float, int)
+    return type(value) is (NoneType if hint is None else hint)
+
+
+def _this_start(command: Sequence[str], devices: str) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(command),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in _PACKAGES},
+        "source": _source_revision(),
+        "devices": devices,
+    }
+
+
+def _source_revision() -> str | None:
+    """The commit of the source, with `-dirty` when files were modified; None without git."""
+    if not (_SOURCE / ".git").exists():
+        return None
+    git = ["git", "-C", str(_SOURCE), "--no-optional-locks"]
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run([*git, *describe], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _read_starts(logdir: Path) -> list[dict[str, Any]]:
+    path = logdir / STARTS
+    # A run that was killed between its two files has no start on record.
+    starts = _read(path) if path.exists() else {"starts": []}
+    if not isinstance(starts, dict) or not isinstance(starts.get("starts"), list):
+        raise UserError(f"{path} is damaged; delete it to go on without the history of the run")
+    return starts["starts"]
+
+
+def _read(path: Path) -> Any:
+    with _readable(path):
+        content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); restore it, or take another --logdir"
+        ) from error
+
+
+def _write(path: Path, content: Any) -> None:
+    """Replaces the file in one step: a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _writable(logdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run's folder {logdir}: {error.strerror or error}; "
+            f"take a --logdir that is writable and has space"
+        ) from error

@@ -1,0 +1,267 @@
+"""Training: `python -m txl_jax.train --local [--config NAME] [--FIELD VALUE …]`.
+
+A batch is one segment of every stream of the token files. It goes to the devices, through the train
+step (`step.py`), and is gone; the state stays on the devices until it is logged or saved.
+"""
+
+import dataclasses
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from txl_jax import config, data, model, optim, results, run_folder, sharding
+from txl_jax.checkpoint import Checkpoints
+from txl_jax.config import Config
+from txl_jax.data import Streams, TokenFiles
+from txl_jax.errors import UserError, run_command
+from txl_jax.evaluate import Evaluator
+from txl_jax.generate import Generator, Sampling
+from txl_jax.logs import Logs, Progress, progress_line
+from txl_jax.pace import Pace, Speed
+from txl_jax.signals import caught_signals
+from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
+from txl_jax.trained import CHECKPOINTS, VOCAB, check_corpus, load_trained
+
+
+def check(cfg: Config, mesh: Mesh) -> None:
+    """Raises UserError, in one line, for the first field that cannot work."""
+    for name in ("accumulate", "max_tokens", "log_every", "eval_every"):
+        if getattr(cfg.train, name) < 1:
+            raise UserError(f"{name} is {getattr(cfg.train, name)}; it has to be at least 1")
+    for name in ("eval_max_tokens", "sample_tokens", "checkpoint_minutes"):
+        if getattr(cfg.train, name) < 0:
+            raise UserError(f"{name} is {getattr(cfg.train, name)}; it has to be 0 or more")
+    sharding.check_batch(mesh, "batch", cfg.train.batch, cfg.train.accumulate)
+    sharding.check_batch(mesh, "eval_batch", cfg.train.eval_batch)
+    optim.check(cfg.optim)
+    model.check(dataclasses.replace(cfg.model, n_token=cfg.model.n_token or 1))
+
+
+def with_vocabulary(cfg: Config, tokens: TokenFiles) -> Config:
+    """`cfg` with n_token filled in from the corpus; UserError if the one given is too small."""
+    size = len(tokens.vocab)
+    if not cfg.model.n_token:
+        return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_token=size))
+    if cfg.model.n_token < size:
+        raise UserError(f"n_token is {cfg.model.n_token} and the corpus has {size}; leave it at 0")
+    return cfg
+
+
+def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> int:
+    """Trains to the end or to a signal; goes on from the newest checkpoint in the run's folder.
+
+    Returns:
+      The exit status: 0, or 128 + the signal that stopped it (everything is saved then).
+
+    Raises:
+      UserError: the folder holds another run, the loss is not finite, a disk is full …
+    """
+    logdir, batch = Path(cfg.train.logdir), cfg.train.batch
+    streams = Streams.trimmed(tokens.splits["train"], batch, cfg.model.tgt_len)
+    valid = tokens.splits["valid"][: cfg.train.eval_max_tokens or None]
+    rows = sharding.local_rows(mesh, batch)
+    step_tokens = batch * cfg.model.tgt_len
+    steps = -(-cfg.train.max_tokens // step_tokens)
+    learning_rate = optim.make_schedule(cfg.optim, cfg.train, step_tokens)
+    devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
+    run_folder.open_run(
+        logdir, cfg, command=command, devices=devices, primary=jax.process_index() == 0
+    )
+    tokens.vocab.save(logdir / VOCAB)
+
+    with caught_signals() as stopped_by, Checkpoints(logdir / CHECKPOINTS) as checkpoints:
+        state, n, best = init_state(cfg, mesh), 0, math.inf
+        if restored := checkpoints.restore(state):
+            state, info = restored
+            check_corpus(logdir, info["fingerprint"], tokens)
+            n, best = info["step"], info["best"]
+        if n >= steps:
+            say(f"{logdir} is finished: all {steps} steps are done")
+            return 0
+        say(
+            f"{logdir}: {f'goes on after step {n} of ' if n else ''}{steps} steps of {batch} x "
+            f"{cfg.model.tgt_len} tokens, {count(state.params):,} parameters, {devices}"
+        )
+
+        def due(every: int) -> bool:
+            return n % every == 0 or n == steps
+
+        def save() -> None:
+            finite_totals(state, checkpoints)
+            logs.flush()
+            info = {"step": n, "best": best, "fingerprint": tokens.fingerprint}
+            checkpoints.save(n, state, info)
+
+        train_step = make_train_step(cfg, mesh, len(streams))
+        evaluator = Evaluator(cfg.model, mesh, cfg.train.eval_batch, "eval_batch")
+        generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
+        pace, done = Pace(cfg, mesh), None
+        first, saved, saved_at = n, n, time.monotonic()
+        bar = tqdm(total=steps, initial=n, unit="step", delay=2, leave=False, disable=None)
+        with bar, Logs(logdir, n * step_tokens if n else None) as logs:
+            if n == 0:
+                logs.scalars(0, 0, sizes(state.params))
+            while n < steps and not stopped_by:
+                with pace.input():
+                    segment = streams.segment(n % len(streams), rows)
+                    inputs, targets = place_batch(cfg, mesh, segment)
+                state, dispatched = train_step(state, inputs, targets)
+                # At most two steps are under way: no device waits, and a signal is soon noticed.
+                jax.block_until_ready(done)
+                done = dispatched
+                n += 1
+                pace.step()
+                bar.update()
+                if n == first + 1:
+                    jax.block_until_ready(done)
+                    pace.restart()  # compiling was part of this step
+
+                if due(cfg.train.log_every):
+                    totals = finite_totals(state, checkpoints)
+                    speed = pace.lap()
+                    rate = float(learning_rate(jnp.float32((n - 1) * step_tokens)))
+                    loss = float(totals.loss / totals.tokens)
+                    logs.scalars(n, n * step_tokens, learning(totals, loss, rate) | times(speed))
+                    say(line(n, steps, step_tokens, loss, rate, speed))
+                    zero = jax.device_put(Totals.zero(), sharding.repeated(mesh))
+                    state = state._replace(totals=zero)
+
+                if due(cfg.train.eval_every):
+                    with pace.paused():
+                        finite_totals(state, checkpoints)
+                        score = evaluator(state.params, valid, "validating")
+                        losses = {"learning/val_loss": score.loss, "learning/val_bpc": score.bits}
+                        logs.scalars(n, n * step_tokens, losses)
+                        say(f"step {n} | validation loss {score.loss:.4f} | bpb {score.bits:.3f}")
+                        if cfg.train.sample_tokens:
+                            text = results.sample_text(
+                                generator, state.params, tokens.vocab, cfg.train.sample_tokens
+                            )
+                            logs.text(n, n * step_tokens, "sample", text)
+                        if score.loss < best:
+                            best = score.loss
+                            info = {"step": n, "best": best, "fingerprint": tokens.fingerprint}
+                            checkpoints.save_best(n, state, info)
+
+                if time.monotonic() - saved_at > 60 * cfg.train.checkpoint_minutes:
+                    with pace.paused():
+                        save()
+                    saved, saved_at = n, time.monotonic()
+            if saved != n:
+                save()
+    if not stopped_by or n >= steps:
+        return 0
+    say(f"stopped by {stopped_by[0].name} after step {n}: the same command goes on from there")
+    return 128 + stopped_by[0]
+
+
+def finite_totals(state: TrainState, checkpoints: Checkpoints) -> Totals:
+    """The state's totals, on the host; UserError if a loss or gradient was not finite."""
+    totals = jax.device_get(state.totals)
+    if totals.non_finite_step >= 0:
+        steps = checkpoints.steps()
+        raise UserError(
+            f"the loss or its gradient is not finite at step {totals.non_finite_step}: try a lower "
+            "--lr, a longer --warmup-tokens or a smaller --clip with another --logdir "
+            f"(last checkpoint: {f'step {steps[-1]}' if steps else 'none'})"
+        )
+    return totals
+
+
+def learning(totals: Totals, loss: float, rate: float) -> dict[str, float]:
+    """What TensorBoard shows of the learning since the last log line."""
+    return {
+        "learning/loss": loss,
+        "learning/bpc": loss / math.log(2),
+        "learning/lr": rate,
+        "learning/grad_norm": float(totals.grad_norm / totals.steps),
+    }
+
+
+def times(speed: Speed) -> dict[str, float]:
+    """What TensorBoard shows of time and memory: milliseconds, rates, bytes."""
+    shown = {
+        "times/step": 1000 * speed.step_seconds,
+        "times/input": 1000 * speed.input_seconds,
+        "times/tokens_per_sec": speed.tokens_per_sec,
+        "times/samples_per_sec": speed.samples_per_sec,
+        "memory/host_peak": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+    if speed.mfu is not None:
+        shown["times/mfu"] = speed.mfu
+    if on_device := jax.local_devices()[0].memory_stats():
+        shown["memory/device_peak"] = on_device["peak_bytes_in_use"]
+    return shown
+
+
+def count(params: Any) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def sizes(params: Any) -> dict[str, float]:
+    """Number of parameters, with and without those that grow with the vocabulary."""
+    vocabulary = {name: params[name] for name in ("embedding", "output") if name in params}
+    return {
+        "sizes/params": count(params),
+        "sizes/non_emb_params": count(params) - count(vocabulary),
+    }
+
+
+def line(n: int, steps: int, step_tokens: int, loss: float, rate: float, speed: Speed) -> str:
+    """The log line after step n."""
+    left = (steps - n) * speed.step_seconds
+    return progress_line(
+        Progress(
+            step=n,
+            steps=steps,
+            tokens=n * step_tokens,
+            loss=loss,
+            bits=True,
+            lr=rate,
+            step_seconds=speed.step_seconds,
+            tokens_per_sec=speed.tokens_per_sec,
+            mfu=speed.mfu,
+            seconds_left=left,
+        )
+    )
+
+
+def say(text: str) -> None:
+    """Prints a line above the progress bar."""
+    with tqdm.external_write_mode():
+        print(text, flush=True)
+
+
+def main(words: list[str]) -> int:
+    command = config.parse("python -m txl_jax.train", words)
+    cfg = command.experiment
+    logdir = cfg.train.logdir or f"runs/{command.config}"
+    cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, logdir=logdir))
+    sharding.initialize(command.local)
+    mesh = sharding.make_mesh()
+    check(cfg, mesh)
+    tokens = data.prepare(cfg.data)
+    cfg = with_vocabulary(cfg, tokens)
+    status = train(cfg, mesh, tokens, [sys.executable, "-m", "txl_jax.train", *words])
+    if status:
+        return status
+    found = results.load(Path(logdir))
+    if found is None:
+        trained = load_trained(Path(logdir), "best", mesh)
+        found = results.evaluate_run(trained, tokens, mesh)
+        results.save(Path(logdir), found)
+    print(results.show(Path(logdir), found))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

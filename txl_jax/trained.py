@@ -1,0 +1,64 @@
+"""A trained model, read back from the folder of its run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from txl_jax import checkpoint, run_folder, sharding, vocab
+from txl_jax.config import Config
+from txl_jax.data import TokenFiles
+from txl_jax.errors import UserError
+from txl_jax.model import abstract
+
+CHECKPOINTS = "checkpoints"
+VOCAB = "vocab.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has made of its parameters so far."""
+
+    logdir: Path
+    cfg: Config
+    vocab: vocab.Vocab
+    params: Any
+    """Parameters, repeated on every device."""
+    step: int
+    """Optimizer steps that made them."""
+    fingerprint: str
+    """Of the token files that it was trained on."""
+
+    def check_corpus(self, tokens: TokenFiles) -> None:
+        """Raises UserError if `tokens` are not those that the run was trained on."""
+        check_corpus(self.logdir, self.fingerprint, tokens)
+
+
+def check_corpus(logdir: Path, fingerprint: str, tokens: TokenFiles) -> None:
+    """Raises UserError unless `fingerprint`, that of the run in logdir, is the one of `tokens`."""
+    if fingerprint != tokens.fingerprint:
+        raise UserError(
+            f"the corpus has changed since the run in {logdir} began (its tokens were "
+            f"{fingerprint[:12]}, now they are {tokens.fingerprint[:12]}): bring the old files "
+            "back, or take another --logdir"
+        )
+
+
+def load_trained(logdir: Path, which: Literal["best", "latest"], mesh: Mesh) -> Trained:
+    """The model of the run in `logdir` at its best validation loss, or at its latest step.
+
+    Raises:
+      UserError: no run is there, it has no checkpoint yet, or it is damaged.
+    """
+    cfg = run_folder.read_config(logdir)
+    everywhere = sharding.repeated(mesh)
+    _, shapes = abstract(cfg.model)
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+    )
+    params, info = checkpoint.restore_params(logdir / CHECKPOINTS, wanted, which)
+    return Trained(
+        logdir, cfg, vocab.load(logdir / VOCAB), params, info["step"], info["fingerprint"]
+    )
