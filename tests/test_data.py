@@ -286,7 +286,8 @@ def test_an_interrupted_preparation_leaves_nothing(cfg, moment):
     wait_for_pause(process)
     process.send_signal(signal.SIGINT)
     process.communicate()
-    assert process.returncode == -signal.SIGINT
+    # Python ends by the signal or with the shell's status for it, depending on its version.
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert folders(cfg) == []
 
 

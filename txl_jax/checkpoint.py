@@ -11,7 +11,7 @@ Layout of a folder of checkpoints:
 The manifest is written last, in one atomic step, when everything else is on the disk. It makes the
 checkpoint exist: a folder without one is the remains of a save that was cut short, is never read,
 and goes when training starts again. A checkpoint of a step that has one already goes into a folder
-of its own (120.1/), so that nothing is taken away before what replaces it is there.
+of its own (120.1/), so that nothing is taken away before what takes its place is there.
 
 The checksum is CRC-32: it finds every error of up to 32 bits in a row, misses one in four thousand
 million of the others, and outruns disks on any processor. It guards against accidents, not against
@@ -259,11 +259,8 @@ def _write(
     series: Path, keep: int, step: int, host: dict[str, np.ndarray], content: dict[str, Any]
 ) -> None:
     """Writes and commits one checkpoint, then removes what it makes superfluous in its series."""
-    path = series / str(step)
-    again = 0
-    while path.exists():
-        again += 1
-        path = series / f"{step}.{again}"
+    same = [_order(other)[1] for other in _step_folders(series) if _step(other) == step]
+    path = series / (f"{step}.{max(same) + 1}" if same else str(step))
     try:
         # A full disk is found out here, with nothing written. Orbax would find it out too, but each
         # of its writes under way would print a traceback of its own past any logger.
@@ -351,7 +348,7 @@ def _step_folders(series: Path) -> list[Path]:
     if not series.is_dir():
         return []
     named = (path for path in series.iterdir() if re.fullmatch(r"\d+(\.\d+)?", path.name))
-    return sorted(named, key=lambda path: [int(number) for number in path.name.split(".")])
+    return sorted(named, key=_order)
 
 
 def _committed(series: Path) -> list[Path]:
@@ -359,7 +356,13 @@ def _committed(series: Path) -> list[Path]:
 
 
 def _step(path: Path) -> int:
-    return int(path.name.split(".")[0])
+    return _order(path)[0]
+
+
+def _order(path: Path) -> tuple[int, int]:
+    """Step, and how many folders that step had before: (120, 0) for `120`, (120, 1) for `120.1`."""
+    step, _, again = path.name.partition(".")
+    return int(step), int(again or 0)
 
 
 def _named(tree: PyTree) -> dict[str, Any]:

@@ -79,7 +79,10 @@ class Evaluator:
 
         The text is cut into `batch` streams; memory starts empty in each and is carried to its end.
         """
-        streams = Streams.covering(tokens, self._batch, self._tgt_len)
+        return self.over(params, Streams.covering(tokens, self._batch, self._tgt_len), what)
+
+    def over(self, params: Any, streams: Streams, what: str = "evaluating") -> Score:
+        """The score of `params` on streams of this evaluator's batch and tgt_len."""
         memory = self._empty()
         sums = []
         for i in tqdm(

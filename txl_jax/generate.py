@@ -77,7 +77,7 @@ class Generator:
         sampling.check()
         graphdef, _ = abstract(cfg)
         self._cfg = cfg
-        everywhere = sharding.repeated(mesh)
+        everywhere = self._everywhere = sharding.repeated(mesh)
 
         def read(params: Any, memory: Memory, inputs: jax.Array) -> tuple[jax.Array, Memory]:
             xl: TransformerXL = nnx.merge(graphdef, params)
@@ -103,10 +103,12 @@ class Generator:
         cuts = [*range(0, whole, self._cfg.tgt_len), *range(whole, last.shape[1])]
         for start, stop in itertools.pairwise(cuts):
             _, memory = self._read(params, memory, last[:, start:stop])
-        token, key = last[:, -1:], jax.random.key(seed)
+        # Placed as a drawn token is: otherwise the second one would compile anew.
+        token = jax.device_put(last[:, -1:], self._everywhere)
+        key = jax.random.key(seed)
         for drawn in itertools.count():
             token, memory = self._draw(params, memory, token, key, np.int32(drawn))
-            yield int(token[0, 0])
+            yield int(np.asarray(token)[0, 0])
 
 
 @dataclass(frozen=True)

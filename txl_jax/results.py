@@ -3,16 +3,15 @@
 import dataclasses
 import itertools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
+from txl_jax import run_folder, storage
 from txl_jax.corpora import END
 from txl_jax.data import TokenFiles
-from txl_jax.errors import UserError
 from txl_jax.evaluate import Evaluator
 from txl_jax.generate import Generator, Sampling
 from txl_jax.trained import Trained
@@ -63,12 +62,9 @@ def evaluate_run(trained: Trained, tokens: TokenFiles, mesh: Mesh) -> Results:
 
 def save(logdir: Path, results: Results) -> None:
     """Writes the results into the run's folder, all at once."""
-    draft = logdir / f"{_FILE}.tmp"
-    try:
-        draft.write_text(json.dumps(dataclasses.asdict(results), indent=2) + "\n")
-        os.replace(draft, logdir / _FILE)
-    except OSError as error:
-        raise UserError(f"cannot write {logdir / _FILE}: {error.strerror}") from error
+    with run_folder.writable(logdir):
+        text = json.dumps(dataclasses.asdict(results), indent=2)
+        storage.write_text(logdir / _FILE, text + "\n")
 
 
 def load(logdir: Path) -> Results | None:

@@ -9,7 +9,6 @@ Whether a run is finished is the step of its newest checkpoint, not a file here.
 
 import dataclasses
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -21,13 +20,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from txl_jax import storage
 from txl_jax.config import Config
 from txl_jax.errors import UserError
 
 CONFIG = "config.json"
 STARTS = "run.json"
-_TEMPORARY = ".tmp"
-_LEFT_OVER = {CONFIG + _TEMPORARY}  # of a start that was killed
+_LEFT_OVER = {CONFIG + storage.DRAFT}  # of a start that was killed
 _SOURCE = Path(__file__).resolve().parent.parent
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MAY_DIFFER = {"train.logdir", "train.checkpoint_minutes", "data.data_dir"}
@@ -59,7 +58,7 @@ def open_run(
         _check_same(logdir, read_config(logdir), cfg)
         starts = _read_starts(logdir)
     if primary:
-        with _writable(logdir):
+        with writable(logdir):
             logdir.mkdir(parents=True, exist_ok=True)
             _write(logdir / CONFIG, dataclasses.asdict(cfg))
             _write(logdir / STARTS, {"starts": [*starts, _this_start(command, devices)]})
@@ -194,17 +193,6 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _write(path: Path, content: Any) -> None:
-    """Replaces the file in one step: a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
@@ -213,8 +201,13 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def _write(path: Path, content: Any) -> None:
+    storage.write_text(path, json.dumps(content, indent=2) + "\n")
+
+
 @contextmanager
-def _writable(logdir: Path) -> Iterator[None]:
+def writable(logdir: Path) -> Iterator[None]:
+    """Turns an OSError of writing in the run's folder into a UserError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -72,10 +72,11 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
     steps = -(-cfg.train.max_tokens // step_tokens)
     learning_rate = optim.make_schedule(cfg.optim, cfg.train, step_tokens)
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
-    run_folder.open_run(
-        logdir, cfg, command=command, devices=devices, primary=jax.process_index() == 0
-    )
-    tokens.vocab.save(logdir / VOCAB)
+    primary = jax.process_index() == 0
+    run_folder.open_run(logdir, cfg, command=command, devices=devices, primary=primary)
+    if primary:
+        with run_folder.writable(logdir):
+            tokens.vocab.save(logdir / VOCAB)
 
     with caught_signals() as stopped_by, Checkpoints(logdir / CHECKPOINTS) as checkpoints:
         state, n, best = init_state(cfg, mesh), 0, math.inf

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from txl_jax import storage
 from txl_jax.errors import UserError
 
 
@@ -34,7 +35,7 @@ class Vocab(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Writes the vocabulary as JSON."""
+        """Writes the vocabulary as JSON, all at once; raises OSError."""
         ...
 
 
@@ -85,7 +86,8 @@ class BytesVocab:
         return np.frombuffer(self.values, np.uint8)[np.asarray(ids, np.intp)].tobytes()
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"kind": self.kind, "values": list(self.values)}) + "\n")
+        content = {"kind": self.kind, "values": list(self.values)}
+        storage.write_text(path, json.dumps(content) + "\n")
 
 
 _KINDS = {kind.kind: kind for kind in (BytesVocab,)}

@@ -1,0 +1,20 @@
+"""Files of a run on the local disk, written so that a reader never sees half of one."""
+
+import os
+from pathlib import Path
+
+DRAFT = ".tmp"
+"""Ends the name of a file that is being written."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file in one step: a reader sees the old content or the new, never a part.
+
+    Raises OSError where the folder cannot be written or the disk is full; the old content stays.
+    """
+    draft = path.with_name(path.name + DRAFT)
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
