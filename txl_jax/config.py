@@ -245,12 +245,13 @@ def _option_names(kind: Any) -> list[str]:
 
 
 def _named_config(words: list[str]) -> str:
+    name = Command.config
     for place, word in enumerate(words):
         if word == "--config" and place + 1 < len(words):
-            return words[place + 1]
+            name = words[place + 1]
         if word.startswith("--config="):
-            return word.removeprefix("--config=")
-    return Command.config
+            name = word.removeprefix("--config=")
+    return name
 
 
 def _experiment(name: str) -> ModuleType:

@@ -32,15 +32,14 @@ class Totals(NamedTuple):
     non_finite_step: jax.Array
     """int32: first step of the run whose loss or gradient was not finite; -1 if none was."""
 
+    learning_rate: jax.Array
+    """float32: the rate of the last step."""
+
     @staticmethod
-    def zero() -> "Totals":
-        return Totals(
-            loss=jnp.zeros((), jnp.float32),
-            tokens=jnp.zeros((), jnp.float32),
-            grad_norm=jnp.zeros((), jnp.float32),
-            steps=jnp.zeros((), jnp.int32),
-            non_finite_step=jnp.full((), -1, jnp.int32),
-        )
+    def zero() -> Any:
+        """Totals of no steps, as NumPy scalars: nothing has to be compiled to reset the sums."""
+        zero = np.float32(0)
+        return Totals(zero, zero, zero, np.int32(0), np.int32(-1), zero)  # pyright: ignore[reportArgumentType]
 
 
 class TrainState(NamedTuple):
@@ -147,6 +146,7 @@ def make_train_step(
             non_finite_step=jnp.where(
                 bad & (old.non_finite_step < 0), state.step + 1, old.non_finite_step
             ),
+            learning_rate=rate,
         )
         memory = Memory(memory.hidden, memory.filled[0])
         done = state.step + 1

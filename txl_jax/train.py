@@ -6,26 +6,24 @@ step (`step.py`), and is gone; the state stays on the devices until it is logged
 
 import dataclasses
 import math
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from txl_jax import config, data, model, optim, results, run_folder, sharding
+from txl_jax import config, data, metrics, model, optim, results, run_folder, sharding
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config
 from txl_jax.data import Streams, TokenFiles
 from txl_jax.errors import UserError, run_command
 from txl_jax.evaluate import Evaluator
 from txl_jax.generate import Generator, Sampling
-from txl_jax.logs import Logs, Progress, progress_line
-from txl_jax.pace import Pace, Speed
+from txl_jax.logs import Logs
+from txl_jax.pace import Pace
 from txl_jax.signals import caught_signals
 from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
 from txl_jax.trained import CHECKPOINTS, VOCAB, check_corpus, load_trained
@@ -70,7 +68,6 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
     rows = sharding.local_rows(mesh, batch)
     step_tokens = batch * cfg.model.tgt_len
     steps = -(-cfg.train.max_tokens // step_tokens)
-    learning_rate = optim.make_schedule(cfg.optim, cfg.train, step_tokens)
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
     primary = jax.process_index() == 0
     run_folder.open_run(logdir, cfg, command=command, devices=devices, primary=primary)
@@ -81,25 +78,27 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
     with caught_signals() as stopped_by, Checkpoints(logdir / CHECKPOINTS) as checkpoints:
         state, n, best = init_state(cfg, mesh), 0, math.inf
         if restored := checkpoints.restore(state):
-            state, info = restored
-            check_corpus(logdir, info["fingerprint"], tokens)
-            n, best = info["step"], info["best"]
+            state, saved_info = restored
+            check_corpus(logdir, saved_info["fingerprint"], tokens)
+            n, best = saved_info["step"], saved_info["best"]
         if n >= steps:
             say(f"{logdir} is finished: all {steps} steps are done")
             return 0
         say(
             f"{logdir}: {f'goes on after step {n} of ' if n else ''}{steps} steps of {batch} x "
-            f"{cfg.model.tgt_len} tokens, {count(state.params):,} parameters, {devices}"
+            f"{cfg.model.tgt_len} tokens, {metrics.count(state.params):,} parameters, {devices}"
         )
 
         def due(every: int) -> bool:
             return n % every == 0 or n == steps
 
+        def info() -> dict[str, Any]:
+            return {"step": n, "best": best, "fingerprint": tokens.fingerprint}
+
         def save() -> None:
             finite_totals(state, checkpoints)
             logs.flush()
-            info = {"step": n, "best": best, "fingerprint": tokens.fingerprint}
-            checkpoints.save(n, state, info)
+            checkpoints.save(n, state, info())
 
         train_step = make_train_step(cfg, mesh, len(streams))
         evaluator = Evaluator(cfg.model, mesh, cfg.train.eval_batch, "eval_batch")
@@ -109,7 +108,7 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
         bar = tqdm(total=steps, initial=n, unit="step", delay=2, leave=False, disable=None)
         with bar, Logs(logdir, n * step_tokens if n else None) as logs:
             if n == 0:
-                logs.scalars(0, 0, sizes(state.params))
+                logs.scalars(0, 0, metrics.sizes(state.params))
             while n < steps and not stopped_by:
                 with pace.input():
                     segment = streams.segment(n % len(streams), rows)
@@ -128,10 +127,9 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                 if due(cfg.train.log_every):
                     totals = finite_totals(state, checkpoints)
                     speed = pace.lap()
-                    rate = float(learning_rate(jnp.float32((n - 1) * step_tokens)))
-                    loss = float(totals.loss / totals.tokens)
-                    logs.scalars(n, n * step_tokens, learning(totals, loss, rate) | times(speed))
-                    say(line(n, steps, step_tokens, loss, rate, speed))
+                    shown = metrics.learning(totals) | metrics.times(speed)
+                    logs.scalars(n, n * step_tokens, shown)
+                    say(metrics.log_line(n, steps, step_tokens, shown, speed))
                     zero = jax.device_put(Totals.zero(), sharding.repeated(mesh))
                     state = state._replace(totals=zero)
 
@@ -149,8 +147,7 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                             logs.text(n, n * step_tokens, "sample", text)
                         if score.loss < best:
                             best = score.loss
-                            info = {"step": n, "best": best, "fingerprint": tokens.fingerprint}
-                            checkpoints.save_best(n, state, info)
+                            checkpoints.save_best(n, state, info())
 
                 if time.monotonic() - saved_at > 60 * cfg.train.checkpoint_minutes:
                     with pace.paused():
@@ -158,7 +155,7 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                     saved, saved_at = n, time.monotonic()
             if saved != n:
                 save()
-    if not stopped_by or n >= steps:
+    if not stopped_by:
         return 0
     say(f"stopped by {stopped_by[0].name} after step {n}: the same command goes on from there")
     return 128 + stopped_by[0]
@@ -175,65 +172,6 @@ def finite_totals(state: TrainState, checkpoints: Checkpoints) -> Totals:
             f"(last checkpoint: {f'step {steps[-1]}' if steps else 'none'})"
         )
     return totals
-
-
-def learning(totals: Totals, loss: float, rate: float) -> dict[str, float]:
-    """What TensorBoard shows of the learning since the last log line."""
-    return {
-        "learning/loss": loss,
-        "learning/bpc": loss / math.log(2),
-        "learning/lr": rate,
-        "learning/grad_norm": float(totals.grad_norm / totals.steps),
-    }
-
-
-def times(speed: Speed) -> dict[str, float]:
-    """What TensorBoard shows of time and memory: milliseconds, rates, bytes."""
-    shown = {
-        "times/step": 1000 * speed.step_seconds,
-        "times/input": 1000 * speed.input_seconds,
-        "times/tokens_per_sec": speed.tokens_per_sec,
-        "times/samples_per_sec": speed.samples_per_sec,
-        "memory/host_peak": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    }
-    if speed.mfu is not None:
-        shown["times/mfu"] = speed.mfu
-    if on_device := jax.local_devices()[0].memory_stats():
-        shown["memory/device_peak"] = on_device["peak_bytes_in_use"]
-    return shown
-
-
-def count(params: Any) -> int:
-    """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def sizes(params: Any) -> dict[str, float]:
-    """Number of parameters, with and without those that grow with the vocabulary."""
-    vocabulary = {name: params[name] for name in ("embedding", "output") if name in params}
-    return {
-        "sizes/params": count(params),
-        "sizes/non_emb_params": count(params) - count(vocabulary),
-    }
-
-
-def line(n: int, steps: int, step_tokens: int, loss: float, rate: float, speed: Speed) -> str:
-    """The log line after step n."""
-    left = (steps - n) * speed.step_seconds
-    return progress_line(
-        Progress(
-            step=n,
-            steps=steps,
-            tokens=n * step_tokens,
-            loss=loss,
-            bits=True,
-            lr=rate,
-            step_seconds=speed.step_seconds,
-            tokens_per_sec=speed.tokens_per_sec,
-            mfu=speed.mfu,
-            seconds_left=left,
-        )
-    )
 
 
 def say(text: str) -> None:

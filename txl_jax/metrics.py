@@ -1,0 +1,71 @@
+"""The numbers that a run shows: their names in TensorBoard, and what they mean."""
+
+import math
+import resource
+from typing import Any
+
+import jax
+
+from txl_jax.logs import Progress, progress_line
+from txl_jax.pace import Speed
+from txl_jax.step import Totals
+
+
+def learning(totals: Totals) -> dict[str, float]:
+    """Mean loss in nats and bits and mean gradient norm of some steps, and the last one's rate."""
+    loss = float(totals.loss / totals.tokens)
+    return {
+        "learning/loss": loss,
+        "learning/bpc": loss / math.log(2),
+        "learning/lr": float(totals.learning_rate),
+        "learning/grad_norm": float(totals.grad_norm / totals.steps),
+    }
+
+
+def times(speed: Speed) -> dict[str, float]:
+    """Time and memory: milliseconds, rates in 1/s, bytes."""
+    shown = {
+        "times/step": 1000 * speed.step_seconds,
+        "times/input": 1000 * speed.input_seconds,
+        "times/tokens_per_sec": speed.tokens_per_sec,
+        "times/samples_per_sec": speed.samples_per_sec,
+        "memory/host_peak": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+    if speed.mfu is not None:
+        shown["times/mfu"] = speed.mfu
+    if on_device := jax.local_devices()[0].memory_stats():
+        shown["memory/device_peak"] = on_device["peak_bytes_in_use"]
+    return shown
+
+
+def count(params: Any) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def sizes(params: Any) -> dict[str, float]:
+    """Number of parameters, with and without those that grow with the vocabulary."""
+    names = ("embedding", "output", "output_bias")
+    vocabulary = {name: params[name] for name in names if name in params}
+    return {
+        "sizes/params": count(params),
+        "sizes/non_emb_params": count(params) - count(vocabulary),
+    }
+
+
+def log_line(step: int, steps: int, step_tokens: int, shown: dict[str, float], speed: Speed) -> str:
+    """The line on the terminal after `step` of `steps` steps of `step_tokens` tokens."""
+    return progress_line(
+        Progress(
+            step=step,
+            steps=steps,
+            tokens=step * step_tokens,
+            loss=shown["learning/loss"],
+            bits=True,
+            lr=shown["learning/lr"],
+            step_seconds=speed.step_seconds,
+            tokens_per_sec=speed.tokens_per_sec,
+            mfu=speed.mfu,
+            seconds_left=(steps - step) * speed.step_seconds,
+        )
+    )
