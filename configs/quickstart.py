@@ -1,12 +1,34 @@
-"""A Transformer-XL over the source of Python's standard library, in minutes on a laptop's CPU."""
+"""Bytes of Python's standard library: a Transformer-XL in under five minutes on two CPU cores.
+
+    python -m txl_jax.train --local
+
+Expect: @@
+"""
 
 from txl_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def config() -> Config:
     return Config(
-        model=ModelConfig(n_layer=4, d_model=128, n_head=4, d_head=32, d_inner=512),
+        model=ModelConfig(
+            n_layer=3,
+            d_model=128,
+            n_head=2,
+            d_head=32,
+            d_inner=512,
+            tgt_len=32,
+            mem_len=32,
+            init_std=0.06,
+        ),
         data=DataConfig(dataset="stdlib", vocab="bytes"),
-        optim=OptimConfig(optim="adam", lr=2e-3, warmup_tokens=60_000),
-        train=TrainConfig(batch=16, max_tokens=2_000_000),
+        optim=OptimConfig(
+            optim="adam",
+            lr=1.75e-3,
+            scheduler="cosine",
+            warmup_tokens=270_000,
+            beta1=0.7,
+            beta2=0.995,
+            clip=0.25,
+        ),
+        train=TrainConfig(batch=16, max_tokens=4_500_000, log_every=500, eval_every=2500),
     )

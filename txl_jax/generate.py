@@ -142,7 +142,8 @@ def main(words: list[str]) -> None:
         cfg = dataclasses.replace(cfg, mem_len=args.mem_len)
     generator = Generator(cfg, mesh, args.sampling)
     utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-    print(args.prompt, end="", flush=True)
+    # A prompt may end inside a character, which the first tokens then complete.
+    print(utf8.decode(os.fsencode(args.prompt)), end="", flush=True)
     started = 0.0
     tokens = generator(trained.params, prompt, args.seed)
     for written, token in enumerate(itertools.islice(tokens, args.tokens)):

@@ -44,11 +44,11 @@ def check(cfg: Config, mesh: Mesh) -> None:
 
 
 def with_vocabulary(cfg: Config, tokens: TokenFiles) -> Config:
-    """`cfg` with n_token filled in from the corpus; UserError if the one given is too small."""
+    """`cfg` with n_token filled in from the corpus; UserError if another one is given."""
     size = len(tokens.vocab)
     if not cfg.model.n_token:
         return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_token=size))
-    if cfg.model.n_token < size:
+    if cfg.model.n_token != size:
         raise UserError(f"n_token is {cfg.model.n_token} and the corpus has {size}; leave it at 0")
     return cfg
 
@@ -71,9 +71,6 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
     primary = jax.process_index() == 0
     run_folder.open_run(logdir, cfg, command=command, devices=devices, primary=primary)
-    if primary:
-        with run_folder.writable(logdir):
-            tokens.vocab.save(logdir / VOCAB)
 
     with caught_signals() as stopped_by, Checkpoints(logdir / CHECKPOINTS) as checkpoints:
         state, n, best = init_state(cfg, mesh), 0, math.inf
@@ -81,6 +78,9 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
             state, saved_info = restored
             check_corpus(logdir, saved_info["fingerprint"], tokens)
             n, best = saved_info["step"], saved_info["best"]
+        if primary:
+            with run_folder.writable(logdir):
+                tokens.vocab.save(logdir / VOCAB)
         if n >= steps:
             say(f"{logdir} is finished: all {steps} steps are done")
             return 0
@@ -165,6 +165,7 @@ def finite_totals(state: TrainState, checkpoints: Checkpoints) -> Totals:
     """The state's totals, on the host; UserError if a loss or gradient was not finite."""
     totals = jax.device_get(state.totals)
     if totals.non_finite_step >= 0:
+        checkpoints.wait()
         steps = checkpoints.steps()
         raise UserError(
             f"the loss or its gradient is not finite at step {totals.non_finite_step}: try a lower "
