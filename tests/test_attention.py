@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,11 +70,6 @@ def literal_attention(
     return out
 
 
-@partial(
-    jax.jit,
-    static_argnames=("same_length", "clamp_len", "dropatt"),
-    compiler_options={"xla_backend_optimization_level": 0},  # shapes are many and small
-)
 def attend(
     a: Arguments,
     filled: int,
@@ -83,15 +78,23 @@ def attend(
     dropatt: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """The same by way of the functions under test."""
-    tgt_len, n_keys = a.q.shape[1], a.k.shape[1]
-    names = sinusoid(n_keys, a.w_r.shape[0], clamp_len).astype(a.w_r.dtype)
-    r = jnp.einsum("SD,DNH->SNH", names, a.w_r)
+    """The same by way of the functions under test, for arrays of NumPy too."""
+    q, k, v, w_r, r_w_bias, r_r_bias = (jnp.asarray(array) for array in a)
+    tgt_len, n_keys = q.shape[1], k.shape[1]
+    names = sinusoid(n_keys, w_r.shape[0], clamp_len).astype(w_r.dtype)
+    r = jnp.einsum("SD,DNH->SNH", names, w_r)
     seen = visible(tgt_len, n_keys - tgt_len, jnp.asarray(filled, jnp.int32), same_length)
-    return relative_attention(a.q, a.k, a.v, r, a.r_w_bias, a.r_r_bias, seen, dropatt, key)
+    return relative_attention(q, k, v, r, r_w_bias, r_r_bias, seen, dropatt, key)
 
 
-def converted(a: Arguments, dtype=np.float32) -> Arguments:
+compiled = jax.jit(
+    attend,
+    static_argnames=("same_length", "clamp_len", "dropatt"),
+    compiler_options={"xla_backend_optimization_level": 0},  # for small shapes, and many
+)
+
+
+def converted(a: Arguments, dtype: Any = np.float32) -> Arguments:
     return Arguments(*(array.astype(dtype) for array in a))
 
 
@@ -110,7 +113,7 @@ def test_attention_is_the_literal_one(batch, tgt_len, mem_len, n_head, d_head, h
     clamp_len = data.draw(st.integers(-1, mem_len + tgt_len))
     filled = data.draw(st.integers(0, mem_len))
     a = arguments(batch, tgt_len, mem_len, n_head, d_head, 2 * half_d)
-    got = attend(converted(a), filled, same_length, clamp_len)
+    got = compiled(converted(a), filled, same_length, clamp_len)
     expected = literal_attention(a, filled, same_length, clamp_len)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -124,7 +127,7 @@ def test_gradients_are_those_of_the_literal_one(filled, same_length, clamp_len):
 
     def loss(a: Arguments) -> jax.Array:
         out = attend(a, filled, same_length, clamp_len)
-        return (out * jnp.asarray(weight, jnp.float32)).sum()
+        return (out * np.float32(weight)).sum()
 
     def literal_loss(a: Arguments) -> float:
         return float((literal_attention(a, filled, same_length, clamp_len) * weight).sum())
@@ -194,7 +197,7 @@ def test_sinusoids_count_down_to_distance_0(clamp_len):
 def test_bfloat16_is_close_to_float32():
     a = arguments(batch=2, tgt_len=5, mem_len=7, n_head=2, d_head=8)
     a = converted(a, jnp.bfloat16)
-    got = attend(a, 7)
+    got = compiled(a, 7)
     assert got.dtype == jnp.bfloat16
     # What is left is the rounding of r, of the sums with the biases, and of the weights.
     expected = literal_attention(converted(a, np.float64), 7)
@@ -208,14 +211,14 @@ def test_bfloat16_scores_are_summed_and_normalised_in_float32():
     a = a._replace(q=16 * a.q, w_r=np.zeros_like(a.w_r), r_w_bias=none, r_r_bias=none)
     a = converted(a, jnp.bfloat16)
     expected = literal_attention(converted(a, np.float64), 7)
-    np.testing.assert_allclose(np.asarray(attend(a, 7), np.float64), expected, atol=0.012)
+    np.testing.assert_allclose(np.asarray(compiled(a, 7), np.float64), expected, atol=0.012)
 
 
 def test_dropatt_hits_the_weights_after_the_softmax():
     # A single key, of weight 1 and value 1.
     a = arguments(batch=60, tgt_len=1, mem_len=0, n_head=50, d_head=1)
     a = converted(a._replace(v=np.ones_like(a.v)))
-    kept = np.asarray(attend(a, 0, dropatt=0.75, key=jax.random.key(0)))[:, 0, :, 0]
+    kept = np.asarray(compiled(a, 0, dropatt=0.75, key=jax.random.key(0)))[:, 0, :, 0]
     assert set(np.unique(kept)) == {0.0, 4.0}
     # Every sequence and every head has its own mask.
     assert abs(kept.mean() - 1) < 0.2
@@ -227,9 +230,9 @@ def test_dropatt_keeps_the_mean_and_without_a_key_does_nothing():
     a = converted(arguments(batch=1, tgt_len=3, mem_len=4, n_head=2, d_head=2))
     q, k, v = (np.tile(array, (4000, 1, 1, 1)) for array in (a.q, a.k, a.v))
     a = a._replace(q=q, k=k, v=v)
-    plain = np.asarray(attend(a, 4))
-    np.testing.assert_array_equal(attend(a, 4, dropatt=0.3), plain)
-    samples = np.asarray(attend(a, 4, dropatt=0.3, key=jax.random.key(3)))
+    plain = np.asarray(compiled(a, 4))
+    np.testing.assert_array_equal(compiled(a, 4, dropatt=0.3), plain)
+    samples = np.asarray(compiled(a, 4, dropatt=0.3, key=jax.random.key(3)))
     error = samples.std(0) / math.sqrt(len(samples))
     assert (error > 0).all()
     assert (abs(samples.mean(0) - plain[0]) < 5 * error).all()

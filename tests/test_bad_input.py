@@ -108,7 +108,7 @@ def test_a_run_that_cannot_work_is_not_begun(shell, refused, words, complaint):
 
 def test_what_is_wrong_with_the_words_is_found_before_the_text_is_read(refused, tmp_path):
     for words in ("--n-layers 3", "--d-model 15", "--batch 6", "--lr 0", "--log-every 0"):
-        refused("train", *WORDS, *words.split(), cwd=tmp_path)
+        assert "text-dir" not in refused("train", *WORDS, *words.split(), cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -100,12 +100,12 @@ def garbage(cfg: ModelConfig, filled: int, seed: int = 0, scale: float = 1.0) ->
     return Memory(jnp.asarray(hidden.astype(cfg.dtype)), jnp.int32(filled))
 
 
-def assert_same_trees(left: Any, right: Any, **tolerance: float) -> None:
+def assert_same_trees(left: Any, right: Any, rtol: float, atol: float = 0.0) -> None:
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for path, expected in jax.tree_util.tree_leaves_with_path(right):
         got = functools.reduce(lambda node, part: node[part.key], path, left)
         name = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(got, expected, err_msg=name, **tolerance)
+        np.testing.assert_allclose(got, expected, rtol, atol, err_msg=name)
 
 
 # The original's numbers.
@@ -505,10 +505,10 @@ def test_dropout_is_decided_by_the_key():
 
 def masks(jaxpr: Jaxpr) -> Counter[tuple[int, ...]]:
     """Shapes of the random bits that a program draws, those of a loop's body once."""
-    found = Counter()
+    found: Counter[tuple[int, ...]] = Counter()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "random_bits":
-            found[equation.outvars[0].aval.shape] += 1
+            found[equation.params["shape"]] += 1
         for part in jax.tree.leaves(list(equation.params.values())):
             if isinstance(part, ClosedJaxpr | Jaxpr):
                 found += masks(part.jaxpr if isinstance(part, ClosedJaxpr) else part)

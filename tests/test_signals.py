@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,24 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 # A test runner started in the background passes on an ignored SIGINT; the child wants Python's own.
 # The alarm ends a child that would never end.
 CHILD = """
-import signal, time
+import signal, sys, time
 from txl_jax.signals import caught_signals
 
-signal.alarm(60)
+signal.alarm(30)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 try:
     with caught_signals() as received:
         print("ready", flush=True)
-        while not received:
-            time.sleep(0.01)
-        print("noted", received[0].name, flush=True)
-        if LEAVE:
-            received = []
-        else:
-            while len(received) < 2:
+        for count in range(int(sys.argv[1])):
+            while len(received) <= count:
                 time.sleep(0.01)
-    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+            print("noted", received[count].name, flush=True)
     print("left", flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
@@ -39,9 +34,9 @@ except KeyboardInterrupt:
 
 
 class Child:
-    def __init__(self, leave: bool):
+    def __init__(self, awaited: int):
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", CHILD.replace("LEAVE", str(leave))],
+            [sys.executable, "-W", "error", "-c", CHILD, str(awaited)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -58,53 +53,52 @@ class Child:
         return self.process.wait()
 
 
-@pytest.fixture
-def staying() -> Iterator[Child]:
-    """A child that stays where signals are caught until it has noted two."""
-    yield from until_killed(Child(leave=False))
-
-
-@pytest.fixture
-def leaving() -> Iterator[Child]:
-    """A child that leaves that place after the first."""
-    yield from until_killed(Child(leave=True))
-
-
-def until_killed(child: Child) -> Iterator[Child]:
+@contextmanager
+def child(awaited: int) -> Iterator[Child]:
+    """A process that catches signals until it has noted `awaited` of them, and then sleeps."""
+    started = Child(awaited)
     try:
-        assert child.line() == "ready"
-        yield child
+        assert started.line() == "ready"
+        yield started
     finally:
-        child.process.kill()
-        child.process.communicate()
+        started.process.kill()
+        started.process.communicate()
 
 
 SIGNALS = pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 
 
 @SIGNALS
-def test_the_first_is_noted_and_a_second_sigterm_ends_the_process(staying, first):
-    staying.send(first)
-    assert staying.line() == f"noted {first.name}"
-    staying.send(signal.SIGTERM)
-    assert staying.end() == -signal.SIGTERM
-    assert staying.line() == ""
+def test_the_first_is_noted_and_a_second_sigterm_ends_the_process(first):
+    with child(awaited=2) as process:
+        process.send(first)
+        assert process.line() == f"noted {first.name}"
+        process.send(signal.SIGTERM)
+        assert process.end() == -signal.SIGTERM
+        assert process.line() == ""
 
 
 @SIGNALS
-def test_a_second_ctrl_c_interrupts(staying, first):
-    staying.send(first)
-    assert staying.line() == f"noted {first.name}"
-    staying.send(signal.SIGINT)
-    assert staying.line() == "interrupted"
-    assert staying.end() == 0
+def test_a_second_ctrl_c_interrupts(first):
+    with child(awaited=2) as process:
+        process.send(first)
+        assert process.line() == f"noted {first.name}"
+        process.send(signal.SIGINT)
+        assert process.line() == "interrupted"
+        assert process.end() == 0
 
 
-@SIGNALS
-def test_afterwards_signals_act_as_before(leaving, first):
-    leaving.send(first)
-    assert leaving.line() == f"noted {first.name}"
-    assert leaving.line() == "left"
-    leaving.send(signal.SIGINT)
-    assert leaving.line() == "interrupted"
-    assert leaving.end() == 0
+@pytest.mark.parametrize("awaited", [0, 1])
+def test_afterwards_signals_act_as_before(awaited):
+    for last in (signal.SIGINT, signal.SIGTERM):
+        with child(awaited) as process:
+            if awaited:
+                process.send(signal.SIGTERM)
+                assert process.line() == "noted SIGTERM"
+            assert process.line() == "left"
+            process.send(last)
+            if last == signal.SIGINT:
+                assert process.line() == "interrupted"
+                assert process.end() == 0
+            else:
+                assert process.end() == -signal.SIGTERM

@@ -85,7 +85,7 @@ def begin(cfg: Config, mesh: Mesh) -> TrainState:
 
 @functools.cache
 def rows() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets of each step; padding that is not shared evenly by any parts or devices."""
+    """Inputs and targets of each step. Parts and devices have unequal shares of the padding."""
     rng = np.random.default_rng(0)
     steps = []
     for _ in range(STEPS):

@@ -26,12 +26,12 @@ VALIDATED = sorted({*range(tiny.EVAL_EVERY, STEPS, tiny.EVAL_EVERY), STEPS})
 
 OTHER_WORDS = [
     *WORDS,
-    *("--optim", "sgd", "--momentum", "0.9", "--lr", "0.3", "--clip", "0"),
+    *("--optim", "sgd", "--momentum", "0.9", "--lr", "0.6", "--clip", "0"),
     *("--scheduler", "inv_sqrt", "--lr-batch", "16"),
     *("--dtype", "bfloat16", "--pre-lnorm", "--untie-r", "--no-tie-weight"),
     *("--same-length", "--clamp-len", "20"),
     *("--batch", "8", "--accumulate", "2", "--max-tokens", str(9 * 8 * tiny.TGT_LEN * 8)),
-    *("--log-every", "5", "--eval-every", "13"),
+    *("--log-every", "5", "--eval-every", "13", "--eval-max-tokens", "20"),
 ]
 """Every other way through the train step. In this process it runs on four devices."""
 OTHER_STEPS = 72
@@ -125,7 +125,7 @@ def test_metrics_are_what_their_names_say(finished):
         in_bits = {step: value / math.log(2) for step, value in tagged(finished, loss).items()}
         assert tagged(finished, bits) == pytest.approx(in_bits)
     losses = list(tagged(finished, "learning/loss").values())
-    assert losses[0] > 2.5 and losses[-1] < 1.2
+    assert losses[0] > 2.5 and losses[-1] < 0.65
     for step, rate in tagged(finished, "learning/lr").items():
         # The rate of a step is read at the tokens before it, and that of warm-up after it.
         before = (step - 1) * STEP_TOKENS
@@ -230,7 +230,9 @@ def test_every_step_is_one_to_go_on_from(shell, other, compiled, monkeypatch, ca
     epoch = len(streams)
     assert epoch > 14 and epoch + 2 < 2 * epoch < OTHER_STEPS
     assert streams.length % streams.tgt_len, "the last segment of an epoch should be padded"
-    stops = [1, 10, 13, epoch, epoch + 1, 2 * epoch - 1, OTHER_STEPS - 1]
+    stops = [1, 10, 13, epoch, epoch + 1, 2 * epoch - 1, OTHER_STEPS - 1, OTHER_STEPS]
+    best = json.loads((other / "results.json").read_text())["step"]
+    assert stops[0] < best < stops[-2], "what was best should outlive a stop, and worse come after"
     for before, stop in zip([0, *stops], stops, strict=False):
         with monkeypatch.context() as patch:
             stop_after(stop - before, patch)
@@ -244,9 +246,9 @@ def test_every_step_is_one_to_go_on_from(shell, other, compiled, monkeypatch, ca
 def test_other_optimizers_and_types_learn_as_well(other):
     losses = tagged(other, "learning/loss")
     assert list(losses) == [*range(5, OTHER_STEPS, 5), OTHER_STEPS]
-    assert losses[5] > 2.5 and losses[OTHER_STEPS] < 2
+    assert losses[5] > 2.3 and losses[OTHER_STEPS] < 1.2
     rates = tagged(other, "learning/lr")
-    peak, warmup = 0.3 * 8 / 16, 640
+    peak, warmup = 0.6 * 8 / 16, 640
     for step, rate in rates.items():
         after = step * 8 * tiny.TGT_LEN
         expected = peak * min(after / warmup, math.sqrt(warmup / after))

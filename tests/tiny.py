@@ -29,14 +29,25 @@ LOGDIR = "runs/quickstart"
 TGT_LEN, BATCH, STEPS, LOG_EVERY, EVAL_EVERY = 16, 4, 400, 7, 100
 CONFIG = Config(
     model=ModelConfig(
-        **{"n_layer": 2, "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32},
-        **{"tgt_len": TGT_LEN, "mem_len": 16, "dropout": 0.1, "dropatt": 0.1},
+        n_layer=2,
+        d_model=16,
+        n_head=2,
+        d_head=8,
+        d_inner=32,
+        tgt_len=TGT_LEN,
+        mem_len=16,
+        dropout=0.1,
+        dropatt=0.1,
     ),
     data=DataConfig(dataset="text", text_dir="text"),
     optim=OptimConfig(lr=1e-2, warmup_tokens=640),
     train=TrainConfig(
-        **{"batch": BATCH, "max_tokens": STEPS * BATCH * TGT_LEN, "eval_batch": 4},
-        **{"log_every": LOG_EVERY, "eval_every": EVAL_EVERY, "sample_tokens": 8},
+        batch=BATCH,
+        max_tokens=STEPS * BATCH * TGT_LEN,
+        eval_batch=4,
+        log_every=LOG_EVERY,
+        eval_every=EVAL_EVERY,
+        sample_tokens=8,
     ),
 )
 
@@ -76,12 +87,16 @@ class Shell:
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        streams = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(
-            [sys.executable, "-m", f"txl_jax.{module}", *words],
-            **{"cwd": self.home, "env": environment, "encoding": "utf-8"} | streams | options,
-            start_new_session=True,
-        )
+        settings: dict[str, Any] = {
+            "cwd": self.home,
+            "env": environment,
+            "encoding": "utf-8",
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "start_new_session": True,
+        }
+        command = [sys.executable, "-m", f"txl_jax.{module}", *words]
+        return subprocess.Popen(command, **settings | options)
 
     def run(self, module: str, *words: str | bytes, **options: Any) -> tuple[int, str, str]:
         """Status, output and error output of a command that ends by itself."""

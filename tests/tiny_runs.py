@@ -47,7 +47,7 @@ def copied(shell: Shell, finished: Path, tmp_path: Path) -> Shell:
 @pytest.fixture(scope="module")
 def compiled(shell: Shell) -> Iterator[None]:
     """For tests that train in this process: they share compiled programs as `Shell` does."""
-    before = (False, jax.config.jax_compilation_cache_dir, 1.0)
+    before = (False, getattr(jax.config, "jax_compilation_cache_dir"), 1.0)  # noqa: B009 (pyright)
     for settings in ((True, str(shell.cache), 0.0), before):
         jax.config.update("jax_disable_most_optimizations", settings[0])
         jax.config.update("jax_compilation_cache_dir", settings[1])
