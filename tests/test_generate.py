@@ -1,7 +1,9 @@
 import dataclasses
+import io
 import itertools
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,14 +176,29 @@ def test_a_prompt_may_end_inside_a_character(shell, trained):
     assert output.startswith("señor naï")
 
 
-def test_without_a_prompt_it_begins_a_document(shell, trained, monkeypatch, capsys):
+class Watched(io.StringIO):
+    """Notes what a reader has seen whenever something becomes visible."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def flush(self) -> None:
+        self.seen.append(self.getvalue())
+
+
+def test_text_appears_as_it_is_written(shell, trained, monkeypatch, capsys):
+    """Without a prompt, it begins a document."""
     monkeypatch.chdir(shell.home)
-    generate.main(["--logdir", LOGDIR, "--tokens", "1", "--temperature", "0"])
-    text = drawn(trained, END, 1, 0, GREEDY).decode("utf-8", "replace")
-    assert capsys.readouterr() == (f"{text}\n", "")
+    output = Watched()
+    monkeypatch.setattr(sys, "stdout", output)
+    generate.main(["--logdir", LOGDIR, "--tokens", "30", "--temperature", "0"])
+    text = drawn(trained, END, 30, 0, GREEDY).decode("utf-8", "replace")
+    assert output.getvalue() == f"{text}\n"
+    assert {text[:n] for n in range(len(text) + 1)} <= set(output.seen)
 
 
-def test_text_appears_as_it_is_written_and_ctrl_c_ends_it(shell, finished):
+def test_ctrl_c_ends_it(shell, finished):
     words = ("--logdir", LOGDIR, "--prompt", "met a ", "--tokens", "100000000")
     process = shell.start("generate", *words)
     assert process.stdout

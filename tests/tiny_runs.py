@@ -4,6 +4,7 @@ A pytest plugin: test modules say `pytest_plugins = ["tests.tiny_runs"]`.
 """
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from tests.tiny import LOGDIR, WORDS, Shell, write_text
 
 
 @pytest.fixture(scope="session")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     home = tmp_path_factory.mktemp("home")
     write_text(home / "text")
-    return Shell(home, tmp_path_factory.mktemp("compiled"))
+    # Tests that run in the background ignore Ctrl-C, and what they start would inherit that.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield Shell(home, tmp_path_factory.mktemp("compiled"))
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="session")
