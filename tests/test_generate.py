@@ -58,7 +58,7 @@ def recomputed(params) -> Callable[[np.ndarray], list[int]]:
     @jax.jit
     def likeliest(text: jax.Array) -> jax.Array:
         hidden, _ = xl.hidden(text, xl.init_memory(1))
-        return xl.logits(hidden)[0].argmax(-1)
+        return xl.log_probs(hidden)[0].argmax(-1)
 
     def continued(prompt: np.ndarray) -> list[int]:
         text = prompt.tolist()

@@ -42,13 +42,14 @@ def as_the_original(xl: TransformerXL) -> dict[str, np.ndarray]:
     cfg, p = xl.cfg, parameters(xl)
     d = cfg.d_model
     tensors = {
-        "word_emb.emb_layers.0.weight": p["embedding"],
-        "crit.out_layers.0.weight": p["embedding" if cfg.tie_weight else "output"],
-        "crit.out_layers.0.bias": p["output_bias"],
+        "word_emb.emb_layers.0.weight": p["embedding"]["tables"][0],
+        "crit.out_layers.0.weight": p["embedding" if cfg.tie_weight else "output"]["tables"][0],
+        "crit.out_layers.0.bias": p["output"]["biases"][0],
     }
     if cfg.d_embed not in (None, d):
-        tensors["word_emb.emb_projs.0"] = p["embedding_proj"]
-        tensors["crit.out_projs.0"] = p["embedding_proj" if cfg.tie_projs[0] else "output_proj"]
+        shared = tensors["word_emb.emb_projs.0"] = p["embedding"]["projections"][0]
+        own = p["output"].get("projections", {})
+        tensors["crit.out_projs.0"] = shared if cfg.tie_projs[0] else own["0"]
     if not cfg.untie_r:
         tensors |= {name: p[name] for name in ("r_w_bias", "r_r_bias")}
     for i in range(cfg.n_layer):

@@ -127,13 +127,21 @@ def read_original(variant: str) -> Original:
     about = json.loads(str(arrays.pop("config")))
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     given = {name: value for name, value in about["model"].items() if name in known}
-    given["tie_projs"] = tuple(given["tie_projs"])
-    return Original(ModelConfig(**given), about, arrays)
+    given |= {name: tuple(given[name]) for name in ("cutoffs", "tie_projs")}
+    if len(given["tie_projs"]) <= len(given["cutoffs"]):
+        given["tie_projs"] += (False,) * (1 + len(given["cutoffs"]) - len(given["tie_projs"]))
+    if about["reset_length"]:
+        given["tgt_len"], _, given["mem_len"] = about["reset_length"]
+    return Original(ModelConfig(**given | about["set_after"]), about, arrays)
 
 
 @pytest.mark.parametrize(
     "variant",
-    ["a_plain", "a_plain_mem12", "d_prelnorm", "e_same_length_clamp", "g_untied", "x_short_last"],
+    [
+        *("a_plain", "a_plain_mem12", "b_adaptive_div1", "c_adaptive_div4", "d_prelnorm"),
+        *("e_same_length_clamp", "f_embed_adaptive", "g_untied", "h_eval_longmem_same_clamp"),
+        "x_short_last",
+    ],
 )
 def test_losses_memory_and_gradients_are_the_originals(variant):
     cfg, about, arrays = original = read_original(variant)
@@ -333,31 +341,36 @@ def test_projections_of_embeddings(tie_weight, tie_projs, d_embed):
         POST, n_layer=1, d_embed=d_embed, tie_weight=tie_weight, tie_projs=(tie_projs,)
     )
     params = random_params(cfg)
-    assert ("output" in params) is not tie_weight
-    assert ("output_proj" in params) is not tie_projs
+    assert ("tables" in params["output"]) is not tie_weight
+    assert ("projections" in params["output"]) is not tie_projs
     inputs, _ = tokens(T)
-    exact = {
-        name: np.asarray(leaf, np.float64) for name, leaf in params.items() if name != "layers"
-    }
-    embedded = exact["embedding"][inputs] @ exact["embedding_proj"].T * cfg.d_model**0.5
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    table, projection = exact["embedding"]["tables"][0], exact["embedding"]["projections"][0]
     np.testing.assert_allclose(
-        build(cfg, params)._embed(to_jax(inputs)), embedded, rtol=1e-5, atol=1e-5
+        build(cfg, params).embedding(to_jax(inputs)),
+        table[inputs] @ projection.T * cfg.d_model**0.5,
+        rtol=1e-5,
+        atol=1e-5,
     )
     hidden = np.random.default_rng(2).standard_normal((B, T, cfg.d_model))
-    proj = exact["embedding_proj" if tie_projs else "output_proj"]
-    output = exact["embedding" if tie_weight else "output"]
-    logits = hidden @ proj @ output.T + exact["output_bias"]
-    got = build(cfg, params).logits(jnp.asarray(hidden, jnp.float32))
-    np.testing.assert_allclose(got, logits, rtol=1e-5, atol=1e-5)
+    if not tie_projs:
+        projection = exact["output"]["projections"]["0"]
+    if not tie_weight:
+        table = exact["output"]["tables"][0]
+    logits = hidden @ projection @ table.T + exact["output"]["biases"][0]
+    got = build(cfg, params).log_probs(jnp.asarray(hidden, jnp.float32))
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_embedding_as_wide_as_the_model_is_not_projected():
     for d_embed in (None, POST.d_model):
         cfg = dataclasses.replace(POST, d_embed=d_embed)
-        assert not {"embedding_proj", "output_proj"} & abstract(cfg)[1].keys()
+        params = abstract(cfg)[1]
+        assert "projections" not in params["embedding"].keys() | params["output"].keys()
 
 
-def test_loss_is_that_of_the_logits_of_the_hidden_states():
+def test_loss_is_that_of_the_log_probabilities_of_the_hidden_states():
     params, memory = random_params(UNTIED), garbage(UNTIED, M)
     inputs, targets = tokens(T)
     loss, expected_memory = forward(UNTIED, params, inputs, targets, memory)
@@ -365,14 +378,10 @@ def test_loss_is_that_of_the_logits_of_the_hidden_states():
     def parts(params, memory):
         xl = build(UNTIED, params)
         hidden, memory = xl.hidden(to_jax(inputs), memory)
-        return xl.logits(hidden), memory
+        return xl.log_probs(hidden), memory
 
-    logits, got_memory = jax.jit(parts, compiler_options=QUICKLY)(params, memory)
-    exact = np.asarray(logits, np.float64)
-    expected = (
-        np.log(np.exp(exact).sum(-1))
-        - np.take_along_axis(exact, targets[..., None], axis=-1)[..., 0]
-    )
+    log_probs, got_memory = jax.jit(parts, compiler_options=QUICKLY)(params, memory)
+    expected = -np.take_along_axis(np.asarray(log_probs), targets[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(loss, expected, atol=1e-5)
     np.testing.assert_allclose(got_memory.hidden, expected_memory.hidden, atol=1e-5)
 
@@ -419,11 +428,12 @@ def test_bfloat16_logits_are_summed_in_float32():
     half = dataclasses.replace(POST, dtype="bfloat16")
     params = random_params(half)
     hidden = jnp.asarray(np.random.default_rng(0).standard_normal((50, 8)), jnp.bfloat16)
-    logits = build(half, params).logits(hidden)
-    rounded = np.asarray(params["embedding"].astype(jnp.bfloat16), np.float64)
-    expected = np.asarray(hidden, np.float64) @ rounded.T + np.asarray(params["output_bias"])
-    assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    log_probs = build(half, params).log_probs(hidden)
+    rounded = np.asarray(params["embedding"]["tables"][0].astype(jnp.bfloat16), np.float64)
+    logits = np.asarray(hidden, np.float64) @ rounded.T + np.asarray(params["output"]["biases"][0])
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert log_probs.dtype == jnp.float32
+    np.testing.assert_allclose(log_probs, expected, atol=1e-5)
 
 
 def test_bfloat16_is_normalised_in_float32():
@@ -561,7 +571,7 @@ def test_each_dropout_has_its_own_mask_and_scale():
         return np.diff(np.asarray(hidden(told, key)[1].hidden), axis=0)
 
     # Embeddings of 1 / sqrt(D), so 1: dropped before they enter memory, and again at the end.
-    ones = params | {"embedding": jnp.full((V, 16), 0.25)}
+    ones = params | {"embedding": {"tables": {0: jnp.full((V, 16), 0.25)}}}
     end, memory = hidden(ones, key)
     assert shares(np.asarray(memory.hidden)[0]) == pytest.approx({0.0: 0.5, 2.0: 0.5}, abs=0.1)
     assert shares(end) == pytest.approx({0.0: 0.75, 4.0: 0.25}, abs=0.1)
@@ -596,7 +606,7 @@ def test_number_of_parameters(cfg):
     expected += V * e * (1 if cfg.tie_weight else 2) + V
     expected += 2 * w * (cfg.n_layer if cfg.untie_r else 1)
     if e != d:
-        expected += d * e * (1 if cfg.tie_projs[0] else 2)
+        expected += d * e * 2
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract(cfg)[1])) == expected
 
 
@@ -614,14 +624,14 @@ def test_initial_weights_are_distributed_as_the_originals():
     assert_same_trees(params, same, rtol=0)
     parts = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = path[-1].key
+        name = next(part.key for part in reversed(path) if part.key not in (0, "0"))
         entries = np.asarray(leaf, np.float64)
         assert leaf.dtype == jnp.float32
-        if name in ("output_bias", "bias", "b_in", "b_out"):
+        if name in ("biases", "bias", "b_in", "b_out"):
             assert (entries == 0).all(), path
             continue
         mean = 1.0 if name == "scale" else 0.0
-        std = 0.01 if name in ("embedding_proj", "output_proj") else 0.02
+        std = 0.01 if name == "projections" else 0.02
         z = (entries - mean) / std
         assert abs(z.mean()) < 5 / z.size**0.5, path
         assert abs(z.std() - 1) < 5 / (2 * z.size) ** 0.5, path
@@ -657,7 +667,7 @@ def test_empty_memory_has_the_shape_of_the_config():
         ({"d_model": 7}, ["d_model is 7", "even"]),
         ({"mem_len": -1}, ["mem_len is -1", "0 or more"]),
         ({"mem_len": 0, "same_length": True}, ["same_length", "mem_len is 0", "1 or more"]),
-        ({"tie_projs": ()}, ["tie_projs", "0 entries"]),
+        ({"cutoffs": (3, 5), "tie_projs": (True,)}, ["tie_projs", "1 entries", "it has 3"]),
         ({"tie_projs": (True, False)}, ["tie_projs", "2 entries"]),
         *(
             ({name: value}, [name, str(value), "[0, 1)"])

@@ -231,7 +231,8 @@ def test_the_first_step_that_is_not_finite_is_recorded():
     for step, batch in enumerate(rows()):
         if step == 2:
             token = batch[0][1, 1]
-            embedding = state.params["embedding"].at[token, 0].set(jnp.nan)
+            table = state.params["embedding"]["tables"][0].at[token, 0].set(jnp.nan)
+            embedding = {"tables": {0: table}}
             state = state._replace(params=state.params | {"embedding": embedding})
         state, _ = compiled(PLAIN, 1)(state, *place_batch(PLAIN, mesh, batch))
         recorded.append(int(state.totals.non_finite_step))

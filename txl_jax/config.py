@@ -56,8 +56,12 @@ class ModelConfig:
     """Normalise the input of a sub-layer instead of its output."""
     tie_weight: bool = True
     """Use the embedding matrix as the output matrix."""
-    tie_projs: tuple[bool, ...] = (False,)
-    """Where d_embed differs from d_model: use the embedding's projection at the output as well."""
+    cutoffs: tuple[int, ...] = ()
+    """Where the vocabulary is cut into clusters for adaptive input and softmax; empty: one."""
+    div_val: int = 1
+    """Embeddings of cluster i are d_embed / div_val**i wide; above 1 all clusters are projected."""
+    tie_projs: tuple[bool, ...] = ()
+    """For each cluster: use the embedding's projection at the output. Empty: False, then True."""
     untie_r: bool = False
     """Give each layer its own r_w_bias and r_r_bias instead of sharing one pair."""
     dropout: float = 0.0

@@ -55,7 +55,7 @@ class Evaluator:
 
     def __init__(self, cfg: ModelConfig, mesh: Mesh, batch: int, option: str = "batch"):
         sharding.check_batch(mesh, option, batch)
-        graphdef, _ = abstract(cfg)
+        graphdef, _ = abstract(cfg, mesh)
         self._tgt_len, self._batch = cfg.tgt_len, batch
         self._rows = sharding.local_rows(mesh, batch)
         everywhere, by_row = sharding.repeated(mesh), sharding.split(mesh, axis=0)

@@ -82,7 +82,7 @@ class Generator:
         def read(params: Any, memory: Memory, inputs: jax.Array) -> tuple[jax.Array, Memory]:
             xl: TransformerXL = nnx.merge(graphdef, params)
             hidden, memory = xl.hidden(inputs, memory)
-            return xl.logits(hidden[0, -1]), memory
+            return xl.log_probs(hidden[0, -1]), memory
 
         def draw(params: Any, memory: Memory, inputs: jax.Array, key: jax.Array, drawn: jax.Array):
             logits, memory = read(params, memory, inputs)

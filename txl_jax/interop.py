@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from txl_jax import adaptive
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
 from txl_jax.model import TransformerXL
@@ -30,9 +31,8 @@ class Source(NamedTuple):
     """From the original's layout to ours."""
 
 
-def sources(cfg: ModelConfig) -> Iterator[tuple[tuple[str, ...], Source]]:
+def sources(cfg: ModelConfig) -> Iterator[tuple[tuple[str | int, ...], Source]]:
     """(path of the parameter, its source) for every parameter of a model of this config."""
-    d_embed = cfg.d_embed or cfg.d_model
     width = cfg.n_head * cfg.d_head
     heads = (cfg.n_head, cfg.d_head)
 
@@ -46,14 +46,37 @@ def sources(cfg: ModelConfig) -> Iterator[tuple[tuple[str, ...], Source]]:
     def heads_last(w):
         return w.T.reshape(-1, *heads)
 
-    yield single(("embedding",), "word_emb.emb_layers.0.weight", cfg.n_token, d_embed)
-    yield single(("output_bias",), "crit.out_layers.0.bias", cfg.n_token)
-    if not cfg.tie_weight:
-        yield single(("output",), "crit.out_layers.0.weight", cfg.n_token, d_embed)
-    if d_embed != cfg.d_model:
-        yield single(("embedding_proj",), "word_emb.emb_projs.0", cfg.d_model, d_embed)
-        if not cfg.tie_projs[0]:
-            yield single(("output_proj",), "crit.out_projs.0", cfg.d_model, d_embed)
+    parts = adaptive.clusters(cfg)
+    for i, part in enumerate(parts):
+        # With div_val 1 the original keeps all clusters in one tensor.
+        tensor, first = (0, part.start) if cfg.div_val == 1 else (i, 0)
+        rows = slice(first, first + part.stop - part.start)
+        height = cfg.n_token if cfg.div_val == 1 else rows.stop
+
+        def of_cluster(path, name, *shape, i=i, rows=rows):
+            return (*path, i), Source((name,), shape, False, lambda w: w[rows])
+
+        embedding = f"word_emb.emb_layers.{tensor}.weight"
+        yield of_cluster(("embedding", "tables"), embedding, height, part.width)
+        yield of_cluster(("output", "biases"), f"crit.out_layers.{tensor}.bias", height)
+        if not cfg.tie_weight:
+            output = f"crit.out_layers.{tensor}.weight"
+            yield of_cluster(("output", "tables"), output, height, part.width)
+    if len(parts) > 1:
+        n_tails = len(parts) - 1
+        weight, bias = "crit.cluster_weight", "crit.cluster_bias"
+        yield single(("output", "cluster_weight"), weight, n_tails, parts[0].width)
+        yield single(("output", "cluster_bias"), bias, n_tails)
+    if adaptive.is_projected(cfg):
+        tied = adaptive.tied_projections(cfg)
+        for i, part in enumerate(parts):
+            shape = (cfg.d_model, part.width)
+            if i == 0 or cfg.div_val > 1:
+                path = ("embedding", "projections", i)
+                yield single(path, f"word_emb.emb_projs.{i}", *shape)
+            if not tied[i]:
+                path = ("output", "projections", str(i))
+                yield single(path, f"crit.out_projs.{i}", *shape)
     for bias in ("r_w_bias", "r_r_bias"):
         if cfg.untie_r:
             yield stacked((bias,), f"dec_attn.{bias}", heads)
@@ -83,10 +106,15 @@ def sources(cfg: ModelConfig) -> Iterator[tuple[tuple[str, ...], Source]]:
 def aliases(cfg: ModelConfig) -> dict[str, str]:
     """The original's second names for tied tensors → the name they are read under."""
     tied = {}
+    parts = adaptive.clusters(cfg)
     if cfg.tie_weight:
-        tied["crit.out_layers.0.weight"] = "word_emb.emb_layers.0.weight"
-    if cfg.d_embed not in (None, cfg.d_model) and cfg.tie_projs[0]:
-        tied["crit.out_projs.0"] = "word_emb.emb_projs.0"
+        for i in range(1 if cfg.div_val == 1 else len(parts)):
+            tied[f"crit.out_layers.{i}.weight"] = f"word_emb.emb_layers.{i}.weight"
+    if adaptive.is_projected(cfg):
+        for i, is_tied in enumerate(adaptive.tied_projections(cfg)):
+            if is_tied:
+                source = 0 if cfg.div_val == 1 else i
+                tied[f"crit.out_projs.{i}"] = f"word_emb.emb_projs.{source}"
     return tied
 
 

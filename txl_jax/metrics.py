@@ -44,12 +44,10 @@ def count(params: Any) -> int:
 
 
 def sizes(params: Any) -> dict[str, float]:
-    """Number of parameters, with and without those that grow with the vocabulary."""
-    names = ("embedding", "output", "output_bias")
-    vocabulary = {name: params[name] for name in names if name in params}
+    """Number of all parameters and, as in the original, of those of the layers."""
     return {
         "sizes/params": count(params),
-        "sizes/non_emb_params": count(params) - count(vocabulary),
+        "sizes/non_emb_params": count(params["layers"]),
     }
 
 

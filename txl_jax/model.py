@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
-from txl_jax import attention
+from txl_jax import adaptive, attention
+from txl_jax.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from txl_jax.config import ModelConfig
 from txl_jax.dropout import dropout
 from txl_jax.errors import UserError
@@ -131,10 +133,7 @@ def check(cfg: ModelConfig) -> None:
             "same_length lets a query see mem_len keys and mem_len is 0; set mem_len to 1 or more, "
             "or same_length to False"
         )
-    if len(cfg.tie_projs) != 1:
-        raise UserError(
-            f"tie_projs has {len(cfg.tie_projs)} entries; without cutoffs it has one, for the head"
-        )
+    adaptive.check(cfg)
     for name in ("dropout", "dropatt"):
         if not 0.0 <= getattr(cfg, name) < 1.0:
             raise UserError(f"{name} is {getattr(cfg, name)}; it has to be in [0, 1)")
@@ -146,26 +145,23 @@ class TransformerXL(nnx.Module):
     Layers are stacked: every parameter of `layers` has a leading axis L, over which the forward
     pass scans. Nothing random or trainable is hidden: memory and keys come in as arguments.
 
+    Args:
+      mesh: over whose axis `data` sequences are split, where they are: each device then goes
+        through the rare words of its own sequences, as many as they are.
+
     Raises:
       UserError: a field of the config cannot work (see `check`).
     """
 
-    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs, mesh: Mesh | None = None):
         check(cfg)
         self.cfg = cfg
-        d_embed = cfg.d_embed or cfg.d_model
 
         def normal(std: float, *shape: int) -> nnx.Param:
             return nnx.Param(std * jax.random.normal(rngs.params(), shape))
 
-        self.embedding = normal(cfg.init_std, cfg.n_token, d_embed)
-        self.output_bias = nnx.Param(jnp.zeros((cfg.n_token,)))
-        if not cfg.tie_weight:
-            self.output = normal(cfg.init_std, cfg.n_token, d_embed)
-        if d_embed != cfg.d_model:
-            self.embedding_proj = normal(cfg.proj_init_std, cfg.d_model, d_embed)
-            if not cfg.tie_projs[0]:
-                self.output_proj = normal(cfg.proj_init_std, cfg.d_model, d_embed)
+        self.embedding = AdaptiveEmbedding(cfg, rngs)
+        self.output = AdaptiveSoftmax(cfg, rngs, mesh)
         bias_shape = (cfg.n_head, cfg.d_head)
         if cfg.untie_r:
             bias_shape = (cfg.n_layer, *bias_shape)
@@ -199,9 +195,7 @@ class TransformerXL(nnx.Module):
         """
         hidden, memory = self.hidden(inputs, memory, key)
         with jax.named_scope("loss"):
-            logits = self.logits(hidden)
-            picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)
-            loss = jax.nn.logsumexp(logits, axis=-1) - picked[..., 0]
+            loss = self.output(hidden, targets, self.embedding)
             return jnp.where(targets < 0, 0.0, loss), memory
 
     def hidden(
@@ -212,7 +206,7 @@ class TransformerXL(nnx.Module):
         tgt_len, mem_len = inputs.shape[1], memory.hidden.shape[2]
         keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
         with jax.named_scope("embedding"):
-            x = dropout(self._embed(inputs), cfg.dropout, keys[0])
+            x = dropout(self.embedding(inputs), cfg.dropout, keys[0])
             positions = attention.sinusoid(mem_len + tgt_len, cfg.d_model, cfg.clamp_len)
             positions = dropout(positions.astype(cfg.dtype), cfg.dropout, keys[1])
         seen = attention.visible(tgt_len, mem_len, memory.filled, cfg.same_length)
@@ -238,34 +232,16 @@ class TransformerXL(nnx.Module):
         filled = jnp.minimum(memory.filled + tgt_len, mem_len)
         return dropout(x, cfg.dropout, keys[3]), Memory(remembered, filled)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Unnormalised log-probabilities, float32 [..., V], of the token that follows."""
-        cfg = self.cfg
-        if hasattr(self, "embedding_proj"):
-            proj = self.embedding_proj if cfg.tie_projs[0] else self.output_proj
-            hidden = jnp.einsum("...D,DE->...E", hidden, proj[...].astype(hidden.dtype))
-        output = self.embedding if cfg.tie_weight else self.output
-        logits = jnp.einsum(
-            "...E,VE->...V",
-            hidden,
-            output[...].astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return logits + self.output_bias[...]
-
-    def _embed(self, inputs: jax.Array) -> jax.Array:
-        cfg = self.cfg
-        x = self.embedding[...][inputs].astype(cfg.dtype)
-        if hasattr(self, "embedding_proj"):
-            x = jnp.einsum("BTE,DE->BTD", x, self.embedding_proj[...].astype(cfg.dtype))
-        return x * jnp.asarray(cfg.d_model**0.5, cfg.dtype)
+    def log_probs(self, hidden: jax.Array) -> jax.Array:
+        """Log-probabilities, float32 [..., V], of the token that follows hidden [..., D]."""
+        return self.output.log_probs(hidden, self.embedding)
 
 
-def abstract(cfg: ModelConfig) -> tuple[Any, Any]:
+def abstract(cfg: ModelConfig, mesh: Mesh | None = None) -> tuple[Any, Any]:
     """(graphdef, parameters) of a model without its values: a tree of shapes and types.
 
     `nnx.merge(graphdef, parameters)` gives the model for any parameters of this tree.
     """
-    xl = nnx.eval_shape(lambda: TransformerXL(cfg, rngs=nnx.Rngs(0)))
+    xl = nnx.eval_shape(lambda: TransformerXL(cfg, rngs=nnx.Rngs(0), mesh=mesh))
     graphdef, params = nnx.split(xl)
     return graphdef, nnx.to_pure_dict(params)

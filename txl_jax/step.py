@@ -97,7 +97,7 @@ def make_train_step(
       segments: steps in an epoch; memory starts empty at the first step of each, as in the
         original.
     """
-    graphdef, _ = abstract(cfg.model)
+    graphdef, _ = abstract(cfg.model, mesh)
     step_tokens = cfg.train.batch * cfg.model.tgt_len
     learning_rate = optim.make_schedule(cfg.optim, cfg.train, step_tokens)
     optimizer = optim.make_optimizer(cfg.optim)

@@ -40,7 +40,8 @@ def check(cfg: Config, mesh: Mesh) -> None:
     sharding.check_batch(mesh, "batch", cfg.train.batch, cfg.train.accumulate)
     sharding.check_batch(mesh, "eval_batch", cfg.train.eval_batch)
     optim.check(cfg.optim)
-    model.check(dataclasses.replace(cfg.model, n_token=cfg.model.n_token or 1))
+    n_token = cfg.model.n_token or max(cfg.model.cutoffs, default=0) + 1
+    model.check(dataclasses.replace(cfg.model, n_token=n_token))
 
 
 def with_vocabulary(cfg: Config, tokens: TokenFiles) -> Config:
