@@ -9,6 +9,7 @@ Letters: N tokens, n tokens at a time, D d_model, C clusters, V_i and E_i vocabu
 width of cluster i.
 """
 
+import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ def clusters(cfg: ModelConfig) -> list[Cluster]:
     d_embed = cfg.d_embed or cfg.d_model
     return [
         Cluster(start, stop, d_embed // cfg.div_val**i)
-        for i, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+        for i, (start, stop) in enumerate(itertools.pairwise(edges))
     ]
 
 

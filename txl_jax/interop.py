@@ -148,7 +148,7 @@ def load_torch_state_dict(xl: TransformerXL, state_dict: Mapping[str, Any]) -> N
     if wrong:
         raise UserError("these weights do not fit the model: " + "; ".join(wrong))
 
-    new: dict[str, Any] = {}
+    new: dict[str | int, Any] = {}
     for path, source in table:
         parts = [source.convert(tensors[name]) for name in source.names]
         node = new
