@@ -184,10 +184,10 @@ def test_exact_wherever_the_targets_lie(data):
         assert bool((by_params["embedding"]["tables"][i] != 0).any()) == reached
 
 
-@pytest.mark.parametrize("n_inside", [0, 1, 31, 32, 33, 64, 1000])
+@pytest.mark.parametrize("n_inside", [0, 1, 63, 64, 65, 128, 2000])
 def test_a_tail_goes_through_in_turns(n_inside):
-    """1000 tokens, 64 at a time: whole turns, part of one, none."""
-    n_tokens, width, size = 1000, 6, 9
+    """2000 tokens, 64 at a time: whole turns, part of one, none."""
+    n_tokens, width, size = 2000, 6, 9
     assert adaptive.tokens_at_a_time(n_tokens) == 64
     rng = np.random.default_rng(n_inside)
     hidden = jnp.asarray(rng.standard_normal((n_tokens, width)), jnp.float32)

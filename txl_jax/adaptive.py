@@ -307,9 +307,9 @@ def tokens_at_a_time(n_tokens: int) -> int:
     """How many of a tail's tokens go through at once, if there are N tokens in all.
 
     More make each turn more efficient, fewer leave less of the last turn empty. In real text a tail
-    has a few percent of the tokens.
+    has two or three percent of the tokens.
     """
-    return min(n_tokens, max(32, 32 * round(n_tokens / 16 / 32)))
+    return min(n_tokens, max(32, 32 * round(n_tokens / 32 / 32)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
