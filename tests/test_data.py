@@ -77,6 +77,15 @@ def test_the_manifest_counts_documents_and_tokens(cfg):
     assert manifest["vocab_size"] == len(files.vocab)
 
 
+def test_a_survey_knows_the_tokens_and_writes_nothing(cfg):
+    found = data.survey(cfg)
+    assert not Path(cfg.data_dir).parent.exists()
+    files = data.prepare(cfg)
+    assert found.n_tokens == {split: len(files.splits[split]) for split in SPLITS}
+    assert (found.vocab, found.fingerprint) == (files.vocab, files.fingerprint)
+    assert data.survey(cfg).token_files().folder == files.folder
+
+
 def test_prepared_files_are_used_again(cfg, monkeypatch):
     first = data.prepare(cfg)
     monkeypatch.delattr(vocab.BytesVocab, "encode")  # so that nothing can be made again
