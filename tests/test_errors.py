@@ -1,5 +1,6 @@
 """How a command ends: its exit status, and what it leaves on standard error."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def start(*words: str) -> subprocess.Popen[str]:
     pipes: dict[str, Any] = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     command = [sys.executable, "-W", "error", "-c", CHILD, *words]
     root = Path(__file__).resolve().parent.parent
-    process = subprocess.Popen(command, text=True, cwd=root, **pipes)
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    process = subprocess.Popen(command, text=True, cwd=root, env=environment, **pipes)
     assert process.stdout and process.stdout.readline() == f"begun {' '.join(words)}\n"
     return process
 
