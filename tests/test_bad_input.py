@@ -1,10 +1,12 @@
 """What cannot work gets one line and exit status 2, and nothing is written that was not there."""
 
+import dataclasses
 import json
 import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,7 @@ from txl_jax.trained import load_trained
 pytest_plugins = ["tests.tiny_runs"]
 
 MAINS = {"train": train.main, "evaluate": evaluate.main, "generate": generate.main}
-NEW = ("--logdir", "runs/new")
+NEW = ("--logdir", "runs/new", "--data-dir", "new")
 Refused = Callable[..., str]
 
 
@@ -65,6 +67,7 @@ def refused(shell: Shell, monkeypatch: pytest.MonkeyPatch, capfd) -> Refused:
         ("--log-every 0", "log_every is 0"),
         ("--eval-every 0", "eval_every is 0"),
         ("--eval-max-tokens -1", "eval_max_tokens is -1"),
+        ("--eval-max-tokens 1", r"eval_max_tokens is 1; it has to be 0 \(all\) or 2"),
         ("--sample-tokens -1", "sample_tokens is -1"),
         ("--checkpoint-minutes -1", "checkpoint_minutes is -1"),
         ("--lr 0", "lr is 0"),
@@ -82,12 +85,15 @@ def refused(shell: Shell, monkeypatch: pytest.MonkeyPatch, capfd) -> Refused:
         ("--tgt-len 1050", r"tgt_len of 1050 .*: use --tgt-len \d+ or less or --batch 3 or less"),
         ("--text-dir missing", "--text-dir missing is not a folder"),
         ("--text-dir text/000.txt", "--text-dir text/000.txt is not a folder"),
+        (f"--text-dir {'a' * 300}", "cannot read a+: File name too long"),
         ("--text-dir empty", "--text-dir empty has no text files"),
         ("--text-dir blank", "blank has no text for the split 'train'"),
         ("--text-dir few", "few has no text for the split 'valid' .*: add files"),
         ("--dataset stdlib", "--text-dir is read only with --dataset text"),
         ("--data-dir text/data", "--data-dir text/data lies inside --text-dir text"),
         ("--data-dir blank/a.txt/data", "cannot write token files to blank/a.txt/data/.*: Not a d"),
+        ("--data-dir /proc/new", "cannot write token files to /proc/new/.*; make room there"),
+        ("--logdir /proc/new", "cannot write the run's folder /proc/new: .*; take a --logdir that"),
         ("--logdir text", r"text holds other things \(\d{3}.txt, .*, …\) and no run"),
         ("--logdir text/000.txt", "text/000.txt is a file; --logdir takes a folder"),
         ("--logdir text/000.txt/run", "text/000.txt/run: Not a directory"),
@@ -100,10 +106,9 @@ def test_a_run_that_cannot_work_is_not_begun(shell, refused, words, complaint):
     (home / "blank" / "a.txt").write_bytes(b"\0")
     for name in ("000.txt", "001.txt"):
         shutil.copy(home / "text" / name, home / "few" / name)
-    text = tiny.files(home / "text")
+    before = tiny.everything(home)
     assert_says(refused("train", *WORDS, *NEW, *words.split()), complaint)
-    assert not (home / "runs" / "new").exists()
-    assert tiny.files(home / "text") == text
+    assert tiny.everything(home) == before
 
 
 def test_what_is_wrong_with_the_words_is_found_before_the_text_is_read(refused, tmp_path):
@@ -118,14 +123,14 @@ def test_without_a_cluster_there_has_to_be_local(shell, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_of_another_run_stays_as_it_is(finished, refused):
-    before = tiny.files(finished)
-    refusal = refused("train", *WORDS, "--n-layer", "3", "--lr=0.5", "--seed", "1")
+def test_the_folder_of_another_run_stays_as_it_is(shell, finished, refused):
+    before = tiny.everything(shell.home)
+    refusal = refused("train", *WORDS, *NEW[2:], "--n-layer", "3", "--lr=0.5", "--seed", "1")
     assert refusal.startswith(
         f"{LOGDIR} belongs to a run of another config (model.n_layer: 2 there, 3 here; "
         "optim.lr: 0.01 there, 0.5 here; train.seed: 0 there, 1 here); take another --logdir"
     )
-    assert tiny.files(finished) == before
+    assert tiny.everything(shell.home) == before
 
 
 @pytest.mark.parametrize(
@@ -260,6 +265,31 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(shell, finished, tmp_
     assert (status, errors) == (0, "")
     assert output.startswith(f"{LOGDIR}: {STEPS} steps")
     tiny.same_run(tmp_path / LOGDIR, finished)
+
+
+def on_a_disk_of(size: str, folder: Path) -> tuple[str, ...]:
+    """Words before a command that sees a new disk at folder; one page of it is taken."""
+    mount = 'mount -t tmpfs -o size="$0" tmpfs "$1" && echo >"$1/page" && shift && exec "$@"'
+    words = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, size)
+    folder.mkdir()
+    if subprocess.run([*words, folder, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let its users mount a disk of their own")
+    return (*words, str(folder))
+
+
+@pytest.mark.parametrize(
+    "size, complaint",
+    [
+        ("300k", "cannot write checkpoint disk/run/checkpoints/1: No space .*; earlier checkpoi"),
+        ("4k", "cannot write the run's folder disk/run: No space left on device; take a --logdir"),
+    ],
+)
+def test_a_disk_that_is_really_full_is_one_line(shell, tmp_path, size, complaint):
+    shell = dataclasses.replace(shell, within=on_a_disk_of(size, tmp_path / "disk"))
+    shutil.copytree(shell.home / "text", tmp_path / "text")
+    words = (*WORDS, "--logdir", "disk/run", "--checkpoint-minutes", "0")
+    assert_says(shell.refused("train", *words, cwd=tmp_path), complaint)
+    assert (tmp_path / "data").exists() == (size != "4k")
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_a_way_out(shell):

@@ -77,6 +77,15 @@ def test_the_manifest_counts_documents_and_tokens(cfg):
     assert manifest["vocab_size"] == len(files.vocab)
 
 
+def test_a_survey_knows_the_tokens_and_writes_nothing(cfg):
+    found = data.survey(cfg)
+    assert not Path(cfg.data_dir).parent.exists()
+    files = data.prepare(cfg)
+    assert found.n_tokens == {split: len(files.splits[split]) for split in SPLITS}
+    assert (found.vocab, found.fingerprint) == (files.vocab, files.fingerprint)
+    assert data.survey(cfg).token_files().folder == files.folder
+
+
 def test_prepared_files_are_used_again(cfg, monkeypatch):
     first = data.prepare(cfg)
     monkeypatch.delattr(vocab.BytesVocab, "encode")  # so that nothing can be made again
@@ -214,8 +223,9 @@ match sys.argv[1]:
         data._write_header = pausing(data._write_header, 2)
     case "pause-before-rename":
         os.rename = pausing(os.rename, 1)
-    case "limit-file-size":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    case "no-room" | "little-room" as room:
+        size = 100_000 * (room == "little-room")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 def main(args):
     cfg = DataConfig(dataset="text", text_dir=args[1], data_dir=args[2])
@@ -291,8 +301,9 @@ def test_an_interrupted_preparation_leaves_nothing(cfg, moment):
     assert folders(cfg) == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(cfg):
-    process = child("limit-file-size", cfg)
+@pytest.mark.parametrize("room", ["no-room", "little-room"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(cfg, room):
+    process = child(room, cfg)
     output, errors = process.communicate()
     assert process.returncode == 2
     assert output == ""
@@ -301,7 +312,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cfg):
         r"folder with --data-dir\n",
         errors,
     )
-    assert folders(cfg) == []
+    if room == "no-room":
+        assert not Path(cfg.data_dir).parent.exists()
+    else:
+        assert folders(cfg) == []
 
 
 # --- Streams

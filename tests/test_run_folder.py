@@ -18,7 +18,7 @@ import pytest
 import txl_jax
 from txl_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.errors import UserError
-from txl_jax.run_folder import open_run, read_config
+from txl_jax.run_folder import check, open_run, read_config
 
 COMMAND = ["python", "-m", "txl_jax.train", "--prompt", "a b's"]
 
@@ -57,6 +57,16 @@ def test_a_config_comes_back_as_it_was(tmp_path):
     assert written["model"]["tie_projs"] == [False, True]
     assert written["optim"]["lr"] == 1 / 3
     assert sorted(content(tmp_path / "runs" / "one")) == ["config.json", "run.json"]
+
+
+def test_a_check_gives_the_starts_and_writes_nothing(tmp_path):
+    logdir = tmp_path / "runs" / "one"
+    assert check(logdir, Config()) == []
+    assert list(tmp_path.iterdir()) == []
+    start(logdir)
+    before = content(logdir)
+    assert check(logdir, Config()) == json.loads(before["run.json"])["starts"]
+    assert content(logdir) == before
 
 
 def test_each_start_is_recorded(tmp_path):

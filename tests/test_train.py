@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from tests import tiny
 from tests.tiny import LOGDIR, STEPS, WORDS, Shell
-from txl_jax import data, run_folder, train, vocab
+from txl_jax import data, run_folder, sharding, train, vocab
 from txl_jax.data import Streams
+from txl_jax.evaluate import Evaluator
+from txl_jax.step import Totals, init_state, make_train_step, place_batch
 from txl_jax.train import main
 from txl_jax.trained import load_trained
 
@@ -241,6 +244,32 @@ def test_every_step_is_one_to_go_on_from(shell, other, compiled, monkeypatch, ca
     assert main(words) == 0
     tiny.same_run(logdir, other)
     assert len(starts(logdir)) == len(stops) + 1
+
+
+def test_the_loop_is_these_steps(shell, other, compiled):
+    """The segments in order, epoch after epoch; what is logged is the mean since the last line."""
+    cfg, mesh = run_folder.read_config(other), sharding.make_mesh()
+    with contextlib.chdir(shell.home):
+        splits = data.prepare(cfg.data).splits
+    streams = Streams.trimmed(splits["train"], 8, tiny.TGT_LEN)
+    state, train_step = init_state(cfg, mesh), make_train_step(cfg, mesh, len(streams))
+    losses, norms = tagged(other, "learning/loss"), tagged(other, "learning/grad_norm")
+    logged = Totals.zero()
+    for n in range(OTHER_STEPS):
+        batch = place_batch(cfg, mesh, streams.segment(n % len(streams)))
+        state, _ = train_step(state, *batch)
+        if n + 1 in losses:
+            sums = jax.device_get(state.totals)
+            nats, tokens, norm, steps = (sums[i] - logged[i] for i in range(4))
+            assert losses[n + 1] == pytest.approx(nats / tokens, rel=1e-5)
+            assert norms[n + 1] == pytest.approx(norm / steps, rel=1e-5)
+            logged = sums
+    last = load_trained(other, "latest", mesh)
+    assert last.step == OTHER_STEPS
+    jax.tree.map(np.testing.assert_array_equal, last.params, state.params)
+    evaluator = Evaluator(cfg.model, mesh, cfg.train.eval_batch)
+    validated = tagged(other, "learning/val_loss")[OTHER_STEPS]
+    assert validated == pytest.approx(evaluator(state.params, splits["valid"][:20]).loss)
 
 
 def test_other_optimizers_and_types_learn_as_well(other):

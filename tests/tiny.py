@@ -75,6 +75,8 @@ class Shell:
     """Compiled programs. Processes would spend most of their time on compiling them otherwise."""
     optimized: bool = False
     """Compile as users do. It takes three times as long."""
+    within: tuple[str, ...] = ()
+    """Words before the command: a program that runs it in surroundings of its own."""
 
     def start(self, module: str, *words: str | bytes, **options: Any) -> subprocess.Popen[str]:
         """`python -m txl_jax.MODULE WORDS` in a session of its own, its output in pipes."""
@@ -95,7 +97,7 @@ class Shell:
             "stderr": subprocess.PIPE,
             "start_new_session": True,
         }
-        command = [sys.executable, "-m", f"txl_jax.{module}", *words]
+        command = [*self.within, sys.executable, "-m", f"txl_jax.{module}", *words]
         return subprocess.Popen(command, **settings | options)
 
     def run(self, module: str, *words: str | bytes, **options: Any) -> tuple[int, str, str]:
@@ -186,6 +188,11 @@ def files(folder: Path) -> dict[str, bytes]:
     """Every file below a folder; none if there is no such folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def everything(folder: Path) -> dict[str, int]:
+    """Every file and folder below a folder and when it was last changed, in nanoseconds."""
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
 def wait_for_step(process: subprocess.Popen[str], logdir: Path, step: int) -> None:

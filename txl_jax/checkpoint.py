@@ -43,6 +43,8 @@ PyTree = Any
 _ARRAYS = "arrays"
 _MANIFEST = "manifest.json"
 _BEST = "best"
+_ROOM_BESIDES = 1 << 20
+"""Bytes set aside for Orbax's own files, some tens of kB, and for blocks not quite full."""
 
 
 class Checkpoints:
@@ -265,7 +267,8 @@ def _write(
         # A full disk is found out here, with nothing written. Orbax would find it out too, but each
         # of its writes under way would print a traceback of its own past any logger.
         with tempfile.TemporaryFile(dir=series) as room:
-            os.posix_fallocate(room.fileno(), 0, sum(array.nbytes for array in host.values()))
+            needed = sum(array.nbytes for array in host.values()) + _ROOM_BESIDES
+            os.posix_fallocate(room.fileno(), 0, needed)
         with _orbax() as orbax:
             orbax.save((path / _ARRAYS).absolute(), args=ocp.args.PyTreeSave(host))
         _commit(path, content)

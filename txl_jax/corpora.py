@@ -91,13 +91,16 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     generated files and packages that not every Python 3.11+ has. `text` is every UTF-8 text file
     below `cfg.text_dir`, without hidden files and folders. Symbolic links are not followed.
 
-    Raises UserError where there is no such folder or no file in it.
+    Raises UserError where there is no such folder, no file in it, or it cannot be read.
     """
-    if cfg.dataset == "stdlib":
+    try:
+        if cfg.dataset == "text":
+            return _text(cfg)
         if cfg.text_dir:
             raise UserError("--text-dir is read only with --dataset text: add it")
         return _stdlib(Path(sysconfig.get_path("stdlib")))
-    return _text(cfg)
+    except OSError as error:
+        raise _unreadable(error) from None
 
 
 def _stdlib(root: Path) -> Corpus:
@@ -129,10 +132,7 @@ def _text(cfg: DataConfig) -> Corpus:
 
 
 def _corpus(root: Path, paths: Iterable[Path]) -> Corpus:
-    try:
-        sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
-    except OSError as error:
-        raise _unreadable(error) from None
+    sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
     files: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name in sorted(sizes, key=_hash):
         files[{0: "valid", 1: "test"}.get(_hash(name) % 50, "train")].append(name)

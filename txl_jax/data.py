@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from txl_jax import corpora, vocab
+from txl_jax import corpora, storage, vocab
 from txl_jax.config import DataConfig
 from txl_jax.corpora import SPLITS, Corpus
 from txl_jax.errors import UserError
@@ -42,36 +42,73 @@ class TokenFiles:
     """Hash of the documents and settings that the tokens were made from."""
 
 
-def prepare(cfg: DataConfig) -> TokenFiles:
-    """The token files of the corpus that cfg names; they are made if they do not yet exist.
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """A corpus that was read once: all that is known of its tokens before any is written."""
 
-    The corpus is read and hashed at every call, so that files made from another state of it, or
-    with other settings, are never used. Token files that are cut short are made again. Files appear
-    in their folder `cfg.data_dir/DATASET-VOCAB-HASH` all at once; several processes may prepare
-    at the same time.
+    cfg: DataConfig
+    corpus: Corpus
+    vocab: Vocab
+    """Vocabulary of the tokens."""
+    n_tokens: dict[str, int]
+    """Number of tokens of train, valid and test."""
+    fingerprint: str
+    """Hash of the documents and settings."""
 
-    Raises UserError for a corpus that cannot be used and a folder that cannot be written.
+    def token_files(self) -> TokenFiles:
+        """The token files of the corpus; they are made if they do not yet exist.
+
+        Token files that are cut short are made again. Files appear in their folder
+        `cfg.data_dir/DATASET-VOCAB-HASH` all at once; several processes may make them at the same
+        time.
+
+        Raises UserError for a folder that cannot be written.
+        """
+        name = f"{self.cfg.dataset}-{self.cfg.vocab}-{self.fingerprint[:12]}"
+        folder = Path(self.cfg.data_dir) / name
+        files = _open(folder, self.fingerprint)
+        if files is None:
+            try:
+                storage.check_writable(folder)
+                _make(folder, self)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write token files to {folder}: {error.strerror}; make room there or "
+                    "name another folder with --data-dir"
+                ) from None
+            files = _open(folder, self.fingerprint)
+        if files is None:
+            raise UserError(
+                f"the token files in {folder} are damaged: remove the folder, start again"
+            )
+        return files
+
+
+def survey(cfg: DataConfig) -> Survey:
+    """Reads the corpus that cfg names and writes nothing.
+
+    It is read and hashed at every call, so that token files made from another state of it, or with
+    other settings, are never used.
+
+    Raises UserError for a corpus that cannot be used.
     """
     corpus = corpora.open_corpus(cfg)
+    n_tokens: dict[str, int] = {split: 0 for split in SPLITS}
+
+    def documents() -> Iterator[bytes]:
+        for split in SPLITS:
+            for text in reader.documents(split):
+                n_tokens[split] += vocab.count(cfg.vocab, text)
+                yield text
+
     with _Reader(corpus, cfg, "reading") as reader:
-        vocabulary = vocab.build(
-            cfg.vocab, (text for split in SPLITS for text in reader.documents(split))
-        )
-    fingerprint = reader.fingerprint()
-    folder = Path(cfg.data_dir) / f"{cfg.dataset}-{cfg.vocab}-{fingerprint[:12]}"
-    files = _open(folder, fingerprint)
-    if files is None:
-        try:
-            _make(folder, corpus, cfg, vocabulary, fingerprint)
-        except OSError as error:
-            raise UserError(
-                f"cannot write token files to {folder}: {error.strerror}; make room there or name "
-                "another folder with --data-dir"
-            ) from None
-        files = _open(folder, fingerprint)
-    if files is None:
-        raise UserError(f"the token files in {folder} are damaged: remove the folder, start again")
-    return files
+        vocabulary = vocab.build(cfg.vocab, documents())
+    return Survey(cfg, corpus, vocabulary, n_tokens, reader.fingerprint())
+
+
+def prepare(cfg: DataConfig) -> TokenFiles:
+    """The token files of the corpus that cfg names; UserError as `survey` and `token_files`."""
+    return survey(cfg).token_files()
 
 
 class _Reader:
@@ -123,10 +160,9 @@ def _open(folder: Path, fingerprint: str) -> TokenFiles | None:
         return None
 
 
-def _make(
-    folder: Path, corpus: Corpus, cfg: DataConfig, vocabulary: Vocab, fingerprint: str
-) -> None:
+def _make(folder: Path, found: Survey) -> None:
     """Writes the token files to a hidden folder beside `folder`, then gives it that name."""
+    cfg, corpus, vocabulary = found.cfg, found.corpus, found.vocab
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
@@ -136,11 +172,11 @@ def _make(
                 split: _write(unfinished / f"{split}.npy", vocabulary, reader.documents(split))
                 for split in SPLITS
             }
-        if reader.fingerprint() != fingerprint:
+        if reader.fingerprint() != found.fingerprint:
             raise UserError(f"files in {corpus.root} changed while they were read: start again")
         vocabulary.save(unfinished / "vocab.json")
         manifest = {
-            "fingerprint": fingerprint,
+            "fingerprint": found.fingerprint,
             "dataset": cfg.dataset,
             "vocab": cfg.vocab,
             "vocab_size": len(vocabulary),
@@ -151,7 +187,7 @@ def _make(
         # The name must not reach the disk before the contents: a power cut may come between.
         for path in (*unfinished.iterdir(), unfinished):
             _sync(path)
-        _publish(unfinished, folder, fingerprint)
+        _publish(unfinished, folder, found.fingerprint)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -231,9 +267,8 @@ class Streams:
 
         Raises UserError where a stream is shorter than one segment.
         """
+        check_length(len(tokens), batch, tgt_len)
         n = len(tokens) // batch
-        if n < tgt_len + 1:
-            raise UserError(_too_short(len(tokens), batch, tgt_len))
         return cls(np.asarray(tokens), batch, tgt_len, stride=n, length=n - 1)
 
     @classmethod
@@ -280,14 +315,17 @@ class Streams:
         return inputs, targets
 
 
-def _too_short(n_tokens: int, batch: int, tgt_len: int) -> str:
+def check_length(n_tokens: int, batch: int, tgt_len: int) -> None:
+    """Raises UserError unless `n_tokens` in `batch` streams give each a segment of `tgt_len`."""
     n = n_tokens // batch
+    if n > tgt_len:
+        return
     fits = []
     if n >= 2:
         fits.append(f"--tgt-len {n - 1} or less")
     if most := n_tokens // (tgt_len + 1):
         fits.append(f"--batch {most} or less")
-    return (
+    raise UserError(
         f"{n_tokens} tokens in a batch of {batch} give streams of {n} tokens, too short for a "
         f"tgt_len of {tgt_len} (and 1 to predict): use {' or '.join([*fits, 'more text'])}"
     )

@@ -45,9 +45,22 @@ def open_run(
     `command` is the command line, word by word; `devices` says in words what it runs on. Of several
     processes only the `primary` one writes.
 
-    Raises UserError, before anything is written: the folder belongs to another config (the message
-    lists the fields), holds other things but no run, or its config cannot be read. Also raises
-    UserError when the folder cannot be written.
+    Raises UserError as `check`, before anything is written, and when writing fails all the same.
+    """
+    starts = check(logdir, cfg)
+    if primary:
+        with writable(logdir):
+            logdir.mkdir(parents=True, exist_ok=True)
+            _write(logdir / CONFIG, dataclasses.asdict(cfg))
+            _write(logdir / STARTS, {"starts": [*starts, _this_start(command, devices)]})
+
+
+def check(logdir: Path, cfg: Config) -> list[dict[str, Any]]:
+    """The starts so far of the run of `cfg` in `logdir`; none where there is no run yet.
+
+    Writes nothing. Raises UserError: the folder belongs to another config (the message lists the
+    fields), holds other things but no run, its config cannot be read, or nothing can be written to
+    it, because of its permissions or because the disk is full.
     """
     with _readable(logdir):
         is_run = (logdir / CONFIG).exists()
@@ -57,11 +70,9 @@ def open_run(
     if is_run:
         _check_same(logdir, read_config(logdir), cfg)
         starts = _read_starts(logdir)
-    if primary:
-        with writable(logdir):
-            logdir.mkdir(parents=True, exist_ok=True)
-            _write(logdir / CONFIG, dataclasses.asdict(cfg))
-            _write(logdir / STARTS, {"starts": [*starts, _this_start(command, devices)]})
+    with writable(logdir):
+        storage.check_writable(logdir)
+    return starts
 
 
 def read_config(logdir: Path) -> Config:

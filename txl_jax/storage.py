@@ -1,6 +1,7 @@
 """Files of a run on the local disk, written so that a reader never sees half of one."""
 
 import os
+import tempfile
 from pathlib import Path
 
 DRAFT = ".tmp"
@@ -18,3 +19,13 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError where nothing can be written in a folder, which need not exist yet.
+
+    It writes and leaves nothing itself: the file that it tries has no name.
+    """
+    there = (path for path in (folder, *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=next(there)) as trial:
+        trial.write(b".")  # a full disk still takes an empty file

@@ -27,6 +27,7 @@ from txl_jax.pace import Pace
 from txl_jax.signals import caught_signals
 from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
 from txl_jax.trained import CHECKPOINTS, VOCAB, check_corpus, load_trained
+from txl_jax.vocab import Vocab
 
 
 def check(cfg: Config, mesh: Mesh) -> None:
@@ -37,6 +38,8 @@ def check(cfg: Config, mesh: Mesh) -> None:
     for name in ("eval_max_tokens", "sample_tokens", "checkpoint_minutes"):
         if getattr(cfg.train, name) < 0:
             raise UserError(f"{name} is {getattr(cfg.train, name)}; it has to be 0 or more")
+    if cfg.train.eval_max_tokens == 1:
+        raise UserError("eval_max_tokens is 1; it has to be 0 (all) or 2, one to predict, or more")
     sharding.check_batch(mesh, "batch", cfg.train.batch, cfg.train.accumulate)
     sharding.check_batch(mesh, "eval_batch", cfg.train.eval_batch)
     optim.check(cfg.optim)
@@ -44,9 +47,9 @@ def check(cfg: Config, mesh: Mesh) -> None:
     model.check(dataclasses.replace(cfg.model, n_token=n_token))
 
 
-def with_vocabulary(cfg: Config, tokens: TokenFiles) -> Config:
+def with_vocabulary(cfg: Config, vocab: Vocab) -> Config:
     """`cfg` with n_token filled in from the corpus; UserError if another one is given."""
-    size = len(tokens.vocab)
+    size = len(vocab)
     if not cfg.model.n_token:
         return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_token=size))
     if cfg.model.n_token != size:
@@ -190,8 +193,11 @@ def main(words: list[str]) -> int:
     sharding.initialize(command.local)
     mesh = sharding.make_mesh()
     check(cfg, mesh)
-    tokens = data.prepare(cfg.data)
-    cfg = with_vocabulary(cfg, tokens)
+    corpus = data.survey(cfg.data)
+    cfg = with_vocabulary(cfg, corpus.vocab)
+    data.check_length(corpus.n_tokens["train"], cfg.train.batch, cfg.model.tgt_len)
+    run_folder.check(Path(logdir), cfg)
+    tokens = corpus.token_files()
     status = train(cfg, mesh, tokens, [sys.executable, "-m", "txl_jax.train", *words])
     if status:
         return status

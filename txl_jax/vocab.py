@@ -55,6 +55,11 @@ class BytesVocab:
             values = bytes(sorted({*values, *text.translate(None, delete=values)}))
         return cls(values)
 
+    @staticmethod
+    def count(text: bytes) -> int:
+        """Number of tokens that a text becomes."""
+        return len(text)
+
     @classmethod
     def from_json(cls, saved: dict) -> Self:
         """The vocabulary that `save` wrote; ValueError, KeyError or TypeError for anything else."""
@@ -96,6 +101,11 @@ _KINDS = {kind.kind: kind for kind in (BytesVocab,)}
 def build(kind: str, documents: Iterable[bytes]) -> Vocab:
     """The vocabulary of this kind ("bytes") for a corpus, which is read once."""
     return _KINDS[kind].build(documents)
+
+
+def count(kind: str, text: bytes) -> int:
+    """Number of tokens that a text becomes; no vocabulary has to be built to know it."""
+    return _KINDS[kind].count(text)
 
 
 def load(path: Path) -> Vocab:
