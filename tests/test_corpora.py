@@ -20,11 +20,17 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
-def text_corpus(root: Path) -> corpora.Corpus:
-    return corpora.open_corpus(DataConfig(dataset="text", text_dir=str(root)))
+def folder(**settings) -> corpora.Folder:
+    corpus = corpora.open_corpus(DataConfig(**settings))
+    assert isinstance(corpus, corpora.Folder)
+    return corpus
 
 
-def all_files(corpus: corpora.Corpus) -> list[str]:
+def text_corpus(root: Path) -> corpora.Folder:
+    return folder(dataset="text", text_dir=str(root))
+
+
+def all_files(corpus: corpora.Folder) -> list[str]:
     return sorted(name for split in SPLITS for name in corpus.files[split])
 
 
@@ -93,7 +99,7 @@ def test_about_two_percent_of_files_go_to_valid_and_to_test_each_mixed_over_fold
 
 
 def test_stdlib_is_this_pythons_source_without_tests_and_generated_files():
-    corpus = corpora.open_corpus(DataConfig())
+    corpus = folder()
     assert corpus.root == Path(sysconfig.get_path("stdlib"))
     names = set(all_files(corpus))
     assert {TRAIN, VALID, TEST, "asyncio/base_events.py", "argparse.py", "json/decoder.py"} <= names
