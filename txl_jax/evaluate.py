@@ -140,9 +140,9 @@ def main(words: list[str]) -> None:
         numbers |= {"loss": score.loss, "bits": score.bits, "perplexity": score.perplexity}
         print(json.dumps(numbers))
     else:
-        measure = trained.vocab.measure
+        shown = trained.vocab.measure.sentence(score.loss)
         print(
-            f"{args.split}: {measure.text(score.loss)} {measure.name}, loss {score.loss:.4f} nats, "
+            f"{args.split}: {shown}, loss {score.loss:.4f} nats, "
             f"over {score.tokens} tokens (step {trained.step}, tgt_len {cfg.tgt_len}, "
             f"mem_len {cfg.mem_len})"
         )
