@@ -1,6 +1,7 @@
 import os
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -177,7 +178,7 @@ WIKITEXT = {"train": " = A =\n\n b b\n", "valid": " b <unk>\n", "test": " é\n"}
 
 
 def named(dataset: str, folder: Path, vocab: str = "words") -> corpora.Corpus:
-    settings = {"dataset": dataset, "vocab": vocab, "data_dir": str(folder)}
+    settings: dict[str, Any] = {"dataset": dataset, "vocab": vocab, "data_dir": str(folder)}
     return corpora.open_corpus(DataConfig(**settings))
 
 
