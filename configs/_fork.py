@@ -64,7 +64,6 @@ def experiment(
             scheduler="cosine",
             warmup_tokens=warmup_tokens,
             final_lr=0.1,
-            eps=1e-6,
         ),
         train=TrainConfig(
             batch=batch * devices,

@@ -65,7 +65,6 @@ def _experiment(
             scheduler="cosine",
             warmup_tokens=warmup_steps * step_tokens,
             final_lr=final_lr,
-            eps=1e-6,
         ),
         train=TrainConfig(
             batch=batch,
