@@ -5,7 +5,8 @@
 on each of the eight machines, started together by Slurm or MPI.
 
 Source: `eight_machines` in launch.py of cybertronai/transformer-xl (p3dn.24xlarge). There it starts
-from what one_machine had learned after its first epoch; the warm-up is long enough to do without.
+from what one_machine had learned after its first epoch, as --init-from does; without it, nobody
+has published how it goes.
 
 Expect: 90 s for an epoch of 103 million tokens (the fork's README).
 """
