@@ -37,8 +37,8 @@ def another(value: Any, hint: Any) -> Any:
         return not value
     if hint in (int, int | None):
         return (value or 0) + 7
-    if hint is float:
-        return value / 2 + 0.125
+    if hint in (float, float | None):
+        return (value or 0) / 2 + 0.125
     if hint is str:
         return f"{value}/a b=é"
     assert hint == tuple[bool, ...]
@@ -169,8 +169,8 @@ def test_the_project_s_experiments_can_be_loaded():
         (["--batch"], "Missing value for argument '--batch'"),
         (["--lr", "--batch", "3"], "Missing value for argument '--lr'"),
         (["--lr", "fast"], "--lr: .*'fast'"),
-        (["--optim", "adamm"], "'adamm' .*'--optim'.*'adam', 'sgd'"),
-        (["--dtype=float16"], "'float16' .*'--dtype'.*'float32', 'bfloat16'"),
+        (["--optim", "adamm"], "'adamm' .*'--optim'.*'adam', 'adamw', 'sgd'"),
+        (["--dtype=float64"], "'float64' .*'--dtype'.*'float32', 'bfloat16', 'float16'"),
         (["--d-embed", "wide"], "--d-embed: .*'wide'"),
         (["--tie-projs", "perhaps"], "'perhaps' .*'--tie-projs'"),
         (["--same-length", "perhaps"], "unknown option perhaps"),

@@ -5,11 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from txl_jax.config import OptimConfig, TrainConfig
+from txl_jax.config import Config, OptimConfig, TrainConfig
 from txl_jax.errors import UserError
-from txl_jax.optim import adam, check, clip_by_norm, make_optimizer, make_schedule
+from txl_jax.optim import adam, check, clip, clip_by_norm, make_optimizer, make_schedule
 
 TRAIN = TrainConfig(batch=64, max_tokens=10_000)
 STEP_TOKENS = 100
@@ -43,14 +44,26 @@ def float64_adam(beta1, beta2, eps, steps) -> list[dict[str, np.ndarray]]:
     return updates
 
 
+def weights() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {
+        name: rng.standard_normal(entries.shape).astype(np.float32)
+        for name, entries in gradients(1)[0].items()
+    }
+
+
 def run(optimizer, steps: int) -> list[dict[str, np.ndarray]]:
-    params = jax.tree.map(jnp.zeros_like, gradients(1)[0])
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    """Updates for a rate of 1, of weights that stay as they are."""
+    state, update = optimizer.init(weights()), jax.jit(optimizer.update)
     updates = []
     for gradient in gradients(steps):
-        new, state = update(gradient, state, params)
+        new, state = update(gradient, state, weights())
         updates.append(jax.tree.map(np.asarray, new))
     return updates
+
+
+def configured(**fields):
+    return make_optimizer(Config(optim=OptimConfig(**fields)))
 
 
 @pytest.mark.parametrize(
@@ -92,23 +105,78 @@ def test_adam_moves_nothing_without_a_gradient():
     np.testing.assert_array_equal(np.asarray(update), 0.0)
 
 
-def test_the_config_chooses_the_optimizer():
-    cfg = OptimConfig(optim="adam", beta1=0.8, beta2=0.95, eps=1e-2)
-    for left, right in zip(
-        run(make_optimizer(cfg), 5), float64_adam(0.8, 0.95, 1e-2, 5), strict=True
-    ):
+DECAY = 0.03
+
+
+def torch_updates(name: str, decay: float, momentum: float = 0.0) -> list[dict[str, np.ndarray]]:
+    """What torch.optim of this name adds to the weights for a rate of 1, in float64.
+
+    Written from PyTorch's documentation, with its default betas and eps.
+    """
+    m, v = ({key: np.zeros(w.shape) for key, w in weights().items()} for _ in range(2))
+    updates = []
+    for t, gradient in enumerate(gradients(20), start=1):
+        update = {}
+        for key, entries in gradient.items():
+            w, g = weights()[key].astype(np.float64), entries.astype(np.float64)
+            if name != "adamw":
+                g = g + decay * w
+            if name == "sgd":
+                m[key] = momentum * m[key] + g
+                update[key] = -m[key]
+            elif name == "adagrad":
+                v[key] += g**2
+                update[key] = -g / (np.sqrt(v[key]) + 1e-10)
+            else:
+                m[key] = 0.9 * m[key] + 0.1 * g
+                v[key] = 0.999 * v[key] + 0.001 * g**2
+                mean, square = m[key] / (1 - 0.9**t), v[key] / (1 - 0.999**t)
+                update[key] = -mean / (np.sqrt(square) + 1e-8)
+                if name == "adamw":
+                    update[key] = update[key] - decay * w
+        updates.append(update)
+    return updates
+
+
+@pytest.mark.parametrize("decay", [0.0, DECAY])
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad"])
+def test_adaptive_optimizers_are_pytorchs(name, decay):
+    got = run(configured(optim=name, weight_decay=decay), 20)
+    for left, right in zip(got, torch_updates(name, decay), strict=True):
+        for key, expected in right.items():
+            np.testing.assert_allclose(left[key], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad", "sgd"])
+def test_weight_decay_is_felt(name):
+    plain, decayed = torch_updates(name, 0.0), torch_updates(name, DECAY)
+    assert max(abs(plain[3]["w"] - decayed[3]["w"]).ravel()) > 1e-2
+
+
+def test_the_config_sets_betas_and_eps():
+    fields = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-2}
+    expected = float64_adam(0.8, 0.95, 1e-2, 5)
+    for left, right in zip(run(configured(optim="adam", **fields), 5), expected, strict=True):
         np.testing.assert_allclose(left["w"], right["w"], rtol=1e-5, atol=1e-6)
+    (update, *_) = run(configured(optim="adagrad", eps=3.0), 1)
+    g = gradients(1)[0]["w"]
+    np.testing.assert_allclose(update["w"], -g / (abs(g) + 3), rtol=1e-6)
+
+
+def test_adagrad_moves_nothing_without_a_gradient():
+    optimizer, weight = configured(optim="adagrad"), jnp.ones(3)
+    update, _ = optimizer.update(jnp.zeros(3), optimizer.init(weight), weight)
+    np.testing.assert_array_equal(np.asarray(update), 0.0)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd_with_momentum(momentum):
-    velocity = {"w": 0.0, "b": 0.0}
-    got = run(make_optimizer(OptimConfig(optim="sgd", momentum=momentum)), 20)
-    for update, gradient in zip(got, gradients(20), strict=True):
-        for name, entries in gradient.items():
-            velocity[name] = momentum * velocity[name] + entries.astype(np.float64)
-            scale = abs(entries).max()
-            np.testing.assert_allclose(update[name], -velocity[name], rtol=1e-5, atol=1e-5 * scale)
+@pytest.mark.parametrize("decay", [0.0, DECAY])
+def test_sgd_with_momentum(momentum, decay):
+    got = run(configured(optim="sgd", momentum=momentum, weight_decay=decay), 20)
+    for left, right in zip(got, torch_updates("sgd", decay, momentum), strict=True):
+        for key, expected in right.items():
+            scale = abs(gradients(20)[0][key]).max()
+            np.testing.assert_allclose(left[key], expected, rtol=1e-5, atol=1e-5 * scale)
 
 
 @functools.cache
@@ -138,13 +206,15 @@ def rate(tokens: float, **fields) -> float:
         ("inv_sqrt", 300, 0.5),
         ("inv_sqrt", 9_900, 0.1),
         ("inv_sqrt", 39_900, 0.05),
+        ("dev_perf", 0, 1.0),
+        ("dev_perf", 99_999, 1.0),
     ],
 )
 def test_schedules_without_warmup(scheduler, tokens, fraction):
     assert rate(tokens, scheduler=scheduler) == pytest.approx(0.5 * fraction, rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("scheduler", ["cosine", "constant", "inv_sqrt"])
+@pytest.mark.parametrize("scheduler", ["cosine", "constant", "inv_sqrt", "dev_perf"])
 def test_warmup_rises_in_a_line_and_peaks_with_its_last_step(scheduler):
     fields = {"scheduler": scheduler, "warmup_tokens": 1_000}
     for step in range(10):
@@ -154,6 +224,7 @@ def test_warmup_rises_in_a_line_and_peaks_with_its_last_step(scheduler):
         "cosine": 0.25 * (1 + math.cos(math.pi / 10)),
         "constant": 0.5,
         "inv_sqrt": 0.5 * math.sqrt(10 / 11),
+        "dev_perf": 0.5,
     }
     assert rate(1_000, **fields) == pytest.approx(after[scheduler], rel=1e-5)
 
@@ -177,7 +248,7 @@ def test_cosine_ends_at_its_final_fraction():
         assert rate(tokens, **fields) == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("scheduler", ["cosine", "constant", "inv_sqrt"])
+@pytest.mark.parametrize("scheduler", ["cosine", "constant", "inv_sqrt", "dev_perf"])
 @pytest.mark.parametrize("lr_batch, factor", [(0, 1.0), (32, 2.0), (128, 0.5)])
 def test_the_rate_scales_with_the_batch(scheduler, lr_batch, factor):
     for tokens in (0, 700):
@@ -201,6 +272,28 @@ def test_clipping_a_norm_at_the_limit_as_torch_does():
     np.testing.assert_allclose(clip_by_norm(tiny, jnp.float32(1e-6), 1e-6)["w"], 0.5e-6, rtol=1e-5)
 
 
+def test_clipping_what_is_not_embedding():
+    model = {
+        "embedding": {"tables": {0: jnp.asarray([100.0])}},
+        "output": {"biases": {0: jnp.asarray([100.0])}},
+        "layers": {"w": jnp.asarray([3.0])},
+        "r_w_bias": jnp.asarray([4.0]),
+    }
+    cfg = OptimConfig(clip=1.0, clip_nonemb=True)
+    clipped = clip(cfg, model, optax.tree.norm(model))
+    assert jax.tree.structure(clipped) == jax.tree.structure(model)
+    assert [float(leaf[0]) for leaf in jax.tree.leaves(clipped)] == pytest.approx(
+        [100.0, 0.6, 100.0, 0.8], rel=1e-5
+    )
+    for other in (OptimConfig(clip=1.0), OptimConfig(clip=0.0, clip_nonemb=True)):
+        whole = clip(other, model, optax.tree.norm(model))
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            whole,
+            clip_by_norm(model, optax.tree.norm(model), other.clip),
+        )
+
+
 @pytest.mark.parametrize(
     "changed, words",
     [
@@ -208,8 +301,14 @@ def test_clipping_a_norm_at_the_limit_as_torch_does():
         ({"lr": -1e-3}, ["lr is -0.001", "above 0"]),
         *(
             ({name: -1}, [f"{name} is -1", "0 (off) or more"])
-            for name in ("lr_batch", "warmup_tokens", "clip")
+            for name in ("lr_batch", "warmup_tokens", "clip", "weight_decay")
         ),
+        *(
+            ({name: -1}, [f"{name} is -1", "has to be 0 or more"])
+            for name in ("patience", "lr_min")
+        ),
+        *(({"decay_rate": value}, [f"decay_rate is {value}"]) for value in (0.0, 1.0, -0.5)),
+        *(({"eps": value}, [f"eps is {value}", "above 0"]) for value in (0.0, -1e-8)),
         *(
             ({name: value}, [f"{name} is {value}", "[0, 1)"])
             for name in ("beta1", "beta2", "momentum")
@@ -233,6 +332,7 @@ def test_a_config_that_cannot_work_is_one_line(changed, words):
         {"lr_batch": 0, "warmup_tokens": 0, "clip": 0.0},
         {"beta1": 0.0, "beta2": 0.0, "momentum": 0.0, "final_lr": 0.0},
         {"final_lr": 1.0},
+        {"weight_decay": 0.0, "patience": 0, "lr_min": 0.0, "eps": None, "decay_rate": 0.99},
     ],
 )
 def test_configs_at_the_edge_pass(changed):

@@ -75,7 +75,7 @@ def begin(cfg: Config, mesh: Mesh) -> TrainState:
     state = TrainState(
         step=jnp.int32(0),
         params=params,
-        opt_state=make_optimizer(cfg.optim).init(params),
+        opt_state=make_optimizer(cfg).init(params),
         memory=Memory(jnp.full(shape, 3.0), jnp.int32(M)),
         key=jax.random.key(1),
         totals=Totals.zero(),

@@ -72,8 +72,9 @@ class ModelConfig:
     """Standard deviation of the initial weights."""
     proj_init_std: float = 0.01
     """Standard deviation of the initial projections between d_embed and d_model."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and matrix products; parameters and statistics stay float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of activations, memory and matrix products; parameters and statistics stay float32.
+    float16 trains with dynamic loss scaling."""
     remat: bool = False
     """Compute each layer again in the backward pass instead of keeping its activations."""
 
@@ -100,28 +101,40 @@ class DataConfig:
 class OptimConfig:
     """Optimizer and learning-rate schedule; the schedule counts tokens, not steps."""
 
-    optim: Literal["adam", "sgd"] = "adam"
-    """Optimizer."""
+    optim: Literal["adam", "adamw", "sgd", "adagrad", "lamb", "optax_lamb"] = "adam"
+    """Optimizer. lamb is the fork's, optax_lamb the library's; the others are PyTorch's."""
     lr: float = 1e-3
     """Highest learning rate, before any scaling by --lr-batch."""
     lr_batch: int = 0
     """Batch that lr is meant for; it is scaled by batch / lr_batch (the fork: 32). 0: it is not."""
-    scheduler: Literal["cosine", "constant", "inv_sqrt"] = "cosine"
-    """Shape of the learning rate after warm-up."""
+    scheduler: Literal["cosine", "constant", "inv_sqrt", "dev_perf"] = "cosine"
+    """Shape of the learning rate after warm-up; dev_perf lowers it when the validation loss stops
+    falling."""
     warmup_tokens: int = 0
     """Tokens over which the learning rate rises from 0 in a line."""
     final_lr: float = 0.0
     """Fraction of the highest learning rate at which cosine ends (the fork: 0.1)."""
+    decay_rate: float = 0.5
+    """dev_perf: factor by which the learning rate is lowered."""
+    patience: int = 0
+    """dev_perf: validations without a lower loss that it puts up with."""
+    lr_min: float = 0.0
+    """dev_perf: the learning rate is not lowered beyond this."""
     beta1: float = 0.9
-    """Adam: decay of the gradient's mean."""
+    """Adam, LAMB: decay of the gradient's mean."""
     beta2: float = 0.999
-    """Adam: decay of the gradient's mean square."""
-    eps: float = 1e-8
-    """Adam: added to the root of the mean square."""
+    """Adam, LAMB: decay of the gradient's mean square."""
+    eps: float | None = None
+    """Added to the root of the mean square (Adagrad: of the sum of squares); None: the original's,
+    1e-8, LAMB 1e-6, Adagrad 1e-10."""
     momentum: float = 0.0
     """SGD: momentum."""
+    weight_decay: float = 0.0
+    """Decay of all weights; adamw and LAMB add it to the update, the others to the gradient."""
     clip: float = 0.25
     """Largest global norm of the gradient; 0: no clipping."""
+    clip_nonemb: bool = False
+    """Clip only the gradient of what is not embedding or softmax, by its own norm."""
 
 
 @dataclass(frozen=True)

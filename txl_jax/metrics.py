@@ -8,17 +8,35 @@ import jax
 from txl_jax.logs import Progress, progress_line
 from txl_jax.measure import Measure
 from txl_jax.pace import Speed
+from txl_jax.precision import LossScale
 from txl_jax.step import Totals
 
 
 def learning(totals: Totals, measure: Measure) -> dict[str, float]:
-    """Mean loss in nats and in `measure`, mean gradient norm of some steps, the last one's rate."""
-    loss = float(totals.loss / totals.tokens)
+    """Mean loss in nats and in `measure`, mean gradient norm of some steps, the last one's rate.
+
+    The means are nan if every step overflowed.
+    """
+    loss = _mean(totals.loss, totals.tokens)
     return {
         "learning/loss": loss,
         f"learning/{measure.tag}": measure.of(loss),
         "learning/lr": float(totals.learning_rate),
-        "learning/grad_norm": float(totals.grad_norm / totals.steps),
+        "learning/grad_norm": _mean(totals.grad_norm, totals.steps),
+    }
+
+
+def _mean(total: Any, n: Any) -> float:
+    return float(total / n) if n else math.nan
+
+
+def scaling(loss_scale: LossScale | None) -> dict[str, float]:
+    """The loss scale, and how many steps of the run have overflowed; nothing without one."""
+    if loss_scale is None:
+        return {}
+    return {
+        "learning/loss_scale": float(loss_scale.scale),
+        "learning/overflows": int(loss_scale.overflows),
     }
 
 

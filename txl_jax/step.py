@@ -4,6 +4,7 @@ Letters: A accumulate, b = batch / A sequences at a time, T tgt_len, L layers, M
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +14,18 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from txl_jax import optim, sharding
+from txl_jax import optim, plateau, precision, sharding
 from txl_jax.config import Config
 from txl_jax.model import Memory, TransformerXL, abstract
+from txl_jax.plateau import Plateau
+from txl_jax.precision import LossScale
 
 
 class Totals(NamedTuple):
-    """Sums over the steps since the last log line; they stay on the device until it is due."""
+    """Sums over the steps since the last log line; they stay on the device until it is due.
+
+    Steps that overflowed (see `LossScale`) are left out.
+    """
 
     loss: jax.Array
     """float32: nats, summed over the tokens that have a target."""
@@ -54,6 +60,10 @@ class TrainState(NamedTuple):
     key: jax.Array
     """Key from which every step derives its own."""
     totals: Totals
+    loss_scale: LossScale | None = None
+    """With float16 only."""
+    plateau: Plateau | None = None
+    """With the schedule dev_perf only."""
 
 
 def init_state(cfg: Config, mesh: Mesh) -> TrainState:
@@ -67,10 +77,12 @@ def init_state(cfg: Config, mesh: Mesh) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=optim.make_optimizer(cfg.optim).init(params),
+            opt_state=optim.make_optimizer(cfg).init(params),
             memory=Memory(hidden, memory.filled),
             key=key_steps,
             totals=Totals.zero(),
+            loss_scale=precision.begin(cfg.model.dtype),
+            plateau=plateau.begin(cfg),
         )
 
     return jax.jit(build, out_shardings=state_shardings(jax.eval_shape(build), mesh))()
@@ -93,6 +105,9 @@ def make_train_step(
     state passed in is donated: its buffers are gone afterwards. `done` is the number of steps
     made, to wait for without touching the state.
 
+    In float16, a step whose loss or gradients are not finite changes the loss scale and the count
+    of steps, nothing else. Memory too stays as it was: what it would get may be infinite.
+
     Args:
       segments: steps in an epoch; memory starts empty at the first step of each, as in the
         original.
@@ -100,24 +115,26 @@ def make_train_step(
     graphdef, _ = abstract(cfg.model, mesh)
     step_tokens = cfg.train.batch * cfg.model.tgt_len
     learning_rate = optim.make_schedule(cfg.optim, cfg.train, step_tokens)
-    optimizer = optim.make_optimizer(cfg.optim)
+    optimizer = optim.make_optimizer(cfg)
 
-    def loss_of_part(params, inputs, targets, memory, key, n_targets):
+    def loss_of_part(params, inputs, targets, memory, key, divisor):
         xl = nnx.merge(graphdef, params)
         loss, memory = xl(inputs, targets, memory, key)
-        return loss.sum() / n_targets, memory
+        return loss.sum() / divisor, memory
 
     def train_step(
         state: TrainState, inputs: jax.Array, targets: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         n_targets = (targets >= 0).sum().astype(jnp.float32)
         filled = jnp.where(state.step % segments == 0, 0, state.memory.filled)
+        scale = state.loss_scale.scale if state.loss_scale else None
+        divisor = n_targets if scale is None else n_targets / scale
 
         def part(carry, part_of_batch):
             loss_so_far, gradients_so_far = carry
             inputs, targets, hidden, key = part_of_batch
             (loss, memory), gradients = jax.value_and_grad(loss_of_part, has_aux=True)(
-                state.params, inputs, targets, Memory(hidden, filled), key, n_targets
+                state.params, inputs, targets, Memory(hidden, filled), key, divisor
             )
             gradients = jax.tree.map(jnp.add, gradients_so_far, gradients)
             return (loss_so_far + loss, gradients), memory
@@ -131,10 +148,14 @@ def make_train_step(
             (inputs, targets, state.memory.hidden, dropout_keys),
         )
         with jax.named_scope("optimizer"):
+            if scale is not None:
+                loss, gradients = jax.tree.map(lambda scaled: scaled / scale, (loss, gradients))
             norm = optax.tree.norm(gradients)
-            gradients = optim.clip_by_norm(gradients, norm, cfg.optim.clip)
+            gradients = optim.clip(cfg.optim, gradients, norm)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             rate = learning_rate(state.step.astype(jnp.float32) * step_tokens)
+            if state.plateau:
+                rate = rate * state.plateau.scale
             params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
         old = state.totals
@@ -148,9 +169,21 @@ def make_train_step(
             ),
             learning_rate=rate,
         )
-        memory = Memory(memory.hidden, memory.filled[0])
         done = state.step + 1
-        return TrainState(done, params, opt_state, memory, state.key, totals), done
+        new = state._replace(
+            step=done,
+            params=params,
+            opt_state=opt_state,
+            memory=Memory(memory.hidden, memory.filled[0]),
+            totals=totals,
+        )
+        if state.loss_scale:
+            kept = state._replace(
+                step=done, memory=Memory(state.memory.hidden, filled), loss_scale=None
+            )
+            new = jax.tree.map(partial(jnp.where, bad), kept, new._replace(loss_scale=None))
+            new = new._replace(loss_scale=state.loss_scale.after(bad))
+        return new, done
 
     batch = sharding.split(mesh, axis=1)
     shardings = state_shardings(jax.eval_shape(lambda: init_state(cfg, mesh)), mesh)
@@ -160,6 +193,18 @@ def make_train_step(
         out_shardings=(shardings, sharding.repeated(mesh)),
         donate_argnums=0,
     )
+
+
+def after_validation(cfg: Config, mesh: Mesh, state: TrainState, loss: float) -> TrainState:
+    """The state after a validation with this loss: with dev_perf the learning rate may be lower.
+
+    Validations during warm-up do not count.
+    """
+    tokens = int(state.step) * cfg.train.batch * cfg.model.tgt_len
+    if not state.plateau or tokens < cfg.optim.warmup_tokens:
+        return state
+    new = plateau.after_validation(cfg, jax.device_get(state.plateau), loss)
+    return state._replace(plateau=jax.device_put(new, sharding.repeated(mesh)))
 
 
 def place_batch(

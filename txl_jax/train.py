@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from txl_jax import config, data, metrics, model, optim, results, run_folder, sharding
+from txl_jax import config, data, metrics, model, optim, precision, results, run_folder, sharding
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config
 from txl_jax.data import Streams, TokenFiles
@@ -25,7 +25,14 @@ from txl_jax.generate import Generator, Sampling
 from txl_jax.logs import Logs
 from txl_jax.pace import Pace
 from txl_jax.signals import caught_signals
-from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
+from txl_jax.step import (
+    Totals,
+    TrainState,
+    after_validation,
+    init_state,
+    make_train_step,
+    place_batch,
+)
 from txl_jax.trained import CHECKPOINTS, VOCAB, check_corpus, load_trained
 from txl_jax.vocab import Vocab
 
@@ -43,6 +50,7 @@ def check(cfg: Config, mesh: Mesh) -> None:
     sharding.check_batch(mesh, "batch", cfg.train.batch, cfg.train.accumulate)
     sharding.check_batch(mesh, "eval_batch", cfg.train.eval_batch)
     optim.check(cfg.optim)
+    precision.check_device(cfg.model.dtype, mesh.devices.flat[0])
     n_token = cfg.model.n_token or max(cfg.model.cutoffs, default=0) + 1
     model.check(dataclasses.replace(cfg.model, n_token=n_token))
 
@@ -135,6 +143,7 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                     totals = finite_totals(state, checkpoints)
                     speed = pace.lap()
                     shown = metrics.learning(totals, measure) | metrics.times(speed)
+                    shown |= metrics.scaling(state.loss_scale)
                     logs.scalars(n, n * step_tokens, shown)
                     say(metrics.log_line(n, steps, step_tokens, shown, speed, measure))
                     zero = jax.device_put(Totals.zero(), sharding.repeated(mesh))
@@ -152,6 +161,7 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                                 generator, state.params, tokens.vocab, cfg.train.sample_tokens
                             )
                             logs.text(n, n * step_tokens, "sample", text)
+                        state = after_validation(cfg, mesh, state, score.loss)
                         if score.loss < best:
                             best = score.loss
                             checkpoints.save_best(n, state, info())
@@ -169,17 +179,26 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
 
 
 def finite_totals(state: TrainState, checkpoints: Checkpoints) -> Totals:
-    """The state's totals, on the host; UserError if a loss or gradient was not finite."""
-    totals = jax.device_get(state.totals)
+    """The state's totals, on the host; UserError if training cannot go on from it.
+
+    That is: a loss or gradient was not finite, or in float16 none is whatever the loss scale.
+    """
+    totals, loss_scale = jax.device_get((state.totals, state.loss_scale))
     if totals.non_finite_step >= 0:
-        checkpoints.wait()
-        steps = checkpoints.steps()
-        raise UserError(
+        problem = (
             f"the loss or its gradient is not finite at step {totals.non_finite_step}: try a lower "
-            "--lr, a longer --warmup-tokens or a smaller --clip with another --logdir "
-            f"(last checkpoint: {f'step {steps[-1]}' if steps else 'none'})"
+            "--lr, a longer --warmup-tokens or a smaller --clip with another --logdir"
         )
-    return totals
+    elif loss_scale and loss_scale.stuck >= precision.GIVE_UP_AFTER:
+        problem = (
+            f"float16 overflowed in {precision.GIVE_UP_AFTER} steps in a row at the lowest loss "
+            "scale: try --dtype bfloat16 or float32, or a lower --lr, with another --logdir"
+        )
+    else:
+        return totals
+    checkpoints.wait()
+    steps = checkpoints.steps()
+    raise UserError(f"{problem} (last checkpoint: {f'step {steps[-1]}' if steps else 'none'})")
 
 
 def say(text: str) -> None:
