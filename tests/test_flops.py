@@ -15,7 +15,10 @@ PLAIN = ModelConfig(
     n_token=V, n_layer=1, n_head=N, d_model=D, d_head=H, d_inner=F, tgt_len=T, mem_len=M
 )
 PROJECTED = dataclasses.replace(PLAIN, d_embed=E)
-CONFIGS = pytest.mark.parametrize("cfg", [PLAIN, PROJECTED], ids=["plain", "projected"])
+ABSOLUTE = dataclasses.replace(PLAIN, attn_type=2)
+CONFIGS = pytest.mark.parametrize(
+    "cfg", [PLAIN, PROJECTED, ABSOLUTE], ids=["plain", "projected", "absolute"]
+)
 
 
 def products(cfg: ModelConfig) -> list[tuple[int, int, int]]:
@@ -27,7 +30,7 @@ def products(cfg: ModelConfig) -> list[tuple[int, int, int]]:
         (keys, d, n * h),  # keys
         (keys, d, n * h),  # values
         *[(tgt_len, h, keys)] * n,  # content scores
-        *[(tgt_len, h, keys)] * n,  # position scores
+        *[(tgt_len, h, keys)] * (n if cfg.attn_type < 2 else 0),  # position scores
         *[(tgt_len, keys, h)] * n,  # weighted values
         (tgt_len, n * h, d),
         (tgt_len, d, f),

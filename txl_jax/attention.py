@@ -1,6 +1,7 @@
-"""Relative multi-head attention over [memory, segment] (Dai et al. 2019, section 3.3).
+"""Multi-head attention over [memory, segment]: relative (Dai et al. 2019, section 3.3), and others.
 
-Letters: B batch, T segment, M memory, S = M + T keys, N heads, H d_head, D d_model.
+Letters: B batch, T segment, M memory, S = M + T keys, N heads, H d_head, D d_model, K rows of a
+learned table.
 """
 
 import jax
@@ -20,6 +21,19 @@ def sinusoid(n_keys: int, d_model: int, clamp_len: int) -> jax.Array:
     frequency = 10000.0 ** (-jnp.arange(0, d_model, 2, dtype=jnp.float32) / d_model)
     angle = distance[:, None] * frequency[None, :]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def nearest(table: jax.Array, n_keys: int, clamp_len: int = -1) -> jax.Array:
+    """Rows [S, ...] of the distances S-1 … 0, from a learned table [K, ...] of the nearest K.
+
+    Distances beyond the table count as its furthest. A clamp_len above 0 leaves the table its last
+    clamp_len rows, so that distances count as clamp_len - 1 at most, one less than in `sinusoid`:
+    both are the original's.
+    """
+    rows = table[-clamp_len:] if clamp_len > 0 else table
+    rows = rows[-n_keys:]
+    missing = (n_keys - rows.shape[0], 0)
+    return jnp.pad(rows, [missing] + [(0, 0)] * (table.ndim - 1), mode="edge")
 
 
 def visible(tgt_len: int, mem_len: int, filled: jax.Array, same_length: bool) -> jax.Array:
@@ -75,12 +89,65 @@ def relative_attention(
       [B, T, N, H] in the type of q.
     """
     with jax.named_scope("scores"):
-        content = jnp.einsum("BTNH,BSNH->BNTS", q + r_w_bias, k, preferred_element_type=jnp.float32)
-        position = jnp.einsum("BTNH,SNH->BNTS", q + r_r_bias, r, preferred_element_type=jnp.float32)
-        score = (content + shift(position)) * (q.shape[-1] ** -0.5)
-        score = jnp.where(seen, score, jnp.finfo(jnp.float32).min)
+        score = _content(q + r_w_bias, k) + shift(_position(q + r_r_bias, r))
+    return _mix(score, v, seen, dropatt, key)
+
+
+def learned_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    r_emb: jax.Array,
+    r_w_bias: jax.Array,
+    r_bias: jax.Array,
+    seen: jax.Array,
+    dropatt: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """`relative_attention` with learned embeddings of the distances (Shaw et al. 2018, keys only).
+
+    score = ((q + r_w_bias)·k + shift(q·r_emb + r_bias)) / sqrt(H)
+
+    Args:
+      r_emb: [S, N, H] embeddings of the distances S-1 … 0.
+      r_w_bias: [N, H].
+      r_bias: float32 [S, N], what a distance adds to the score of any two tokens.
+    """
+    with jax.named_scope("scores"):
+        position = _position(q, r_emb) + r_bias.T[:, None, :]
+        score = _content(q + r_w_bias, k) + shift(position)
+    return _mix(score, v, seen, dropatt, key)
+
+
+def absolute_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: jax.Array,
+    dropatt: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """`relative_attention` without distances: score = q·k / sqrt(H) (Vaswani et al. 2017)."""
+    with jax.named_scope("scores"):
+        score = _content(q, k)
+    return _mix(score, v, seen, dropatt, key)
+
+
+def _content(q: jax.Array, k: jax.Array) -> jax.Array:
+    return jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32)
+
+
+def _position(q: jax.Array, r: jax.Array) -> jax.Array:
+    return jnp.einsum("BTNH,SNH->BNTS", q, r, preferred_element_type=jnp.float32)
+
+
+def _mix(
+    score: jax.Array, v: jax.Array, seen: jax.Array, dropatt: float, key: jax.Array | None
+) -> jax.Array:
+    """Values [B, T, N, H] weighted by scores, float32 [B, N, T, S], not yet divided by sqrt(H)."""
     with jax.named_scope("softmax"):
-        weight = jax.nn.softmax(score, axis=-1).astype(q.dtype)
+        score = jnp.where(seen, score * (v.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
+        weight = jax.nn.softmax(score, axis=-1).astype(v.dtype)
         weight = dropout(weight, dropatt, key)
     with jax.named_scope("values"):
         return jnp.einsum("BNTS,BSNH->BTNH", weight, v)

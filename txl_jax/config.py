@@ -52,6 +52,10 @@ class ModelConfig:
     """Let every query see exactly mem_len keys, itself included, once memory is full."""
     clamp_len: int = -1
     """Distances beyond this count as this; -1: no limit."""
+    attn_type: Literal[0, 1, 2, 3] = 0
+    """How positions are known. 0: relative, by sinusoids (Transformer-XL). 1: relative, by a table
+    that each layer learns (Shaw et al. 2018). 2: absolute, by sinusoids (the standard Transformer
+    if mem_len is 0). 3: absolute, by a table that each layer learns (Al-Rfou et al. 2018)."""
     pre_lnorm: bool = False
     """Normalise the input of a sub-layer instead of its output."""
     tie_weight: bool = True
@@ -63,7 +67,7 @@ class ModelConfig:
     tie_projs: tuple[bool, ...] = ()
     """For each cluster: use the embedding's projection at the output. Empty: False, then True."""
     untie_r: bool = False
-    """Give each layer its own r_w_bias and r_r_bias instead of sharing one pair."""
+    """Give each layer its own r_w_bias and r_r_bias instead of sharing one pair (attn_type 0)."""
     dropout: float = 0.0
     """Dropout of embeddings, positions, sub-layer outputs and the final output."""
     dropatt: float = 0.0
@@ -77,6 +81,14 @@ class ModelConfig:
     float16 trains with dynamic loss scaling."""
     remat: bool = False
     """Compute each layer again in the backward pass instead of keeping its activations."""
+
+    @property
+    def max_klen(self) -> int:
+        """Rows of the tables that attn_type 1 and 3 learn: keys that the last query may see.
+
+        Other tgt_len and mem_len take the same tables: positions beyond them count as the furthest.
+        """
+        return self.tgt_len + self.mem_len
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ def train_flops_per_token(cfg: ModelConfig) -> float:
     width = cfg.n_head * cfg.d_head
     d_embed = cfg.d_embed or cfg.d_model
     per_segment = 2 * cfg.d_model * width * (2 * tgt_len + 2 * keys)
-    per_segment += 3 * 2 * tgt_len * keys * width
+    # Scores by content, scores by distance where positions are relative, weighted values.
+    products = 3 if cfg.attn_type in (0, 1) else 2
+    per_segment += products * 2 * tgt_len * keys * width
     per_segment += 2 * 2 * tgt_len * cfg.d_model * cfg.d_inner
     per_token = cfg.n_layer * per_segment / tgt_len + 2 * d_embed * cfg.n_token
     if d_embed != cfg.d_model:

@@ -77,15 +77,28 @@ def sources(cfg: ModelConfig) -> Iterator[tuple[tuple[str | int, ...], Source]]:
             if not tied[i]:
                 path = ("output", "projections", str(i))
                 yield single(path, f"crit.out_projs.{i}", *shape)
-    for bias in ("r_w_bias", "r_r_bias"):
-        if cfg.untie_r:
-            yield stacked((bias,), f"dec_attn.{bias}", heads)
-        else:
-            yield single((bias,), bias, *heads)
-    qkv = ("dec_attn.qkv_net.weight", (3 * width, cfg.d_model))
-    yield stacked(("layers", "w_q"), *qkv, lambda w: heads_last(w[:width]))
-    yield stacked(("layers", "w_kv"), *qkv, lambda w: w[width:].T.reshape(cfg.d_model, 2, *heads))
-    yield stacked(("layers", "w_r"), "dec_attn.r_net.weight", (width, cfg.d_model), heads_last)
+    if cfg.attn_type == 0:
+        for bias in ("r_w_bias", "r_r_bias"):
+            if cfg.untie_r:
+                yield stacked((bias,), f"dec_attn.{bias}", heads)
+            else:
+                yield single((bias,), bias, *heads)
+        yield stacked(("layers", "w_r"), "dec_attn.r_net.weight", (width, cfg.d_model), heads_last)
+    # Here the original keeps all layers in one tensor, as this model does.
+    if cfg.attn_type in (1, 3):
+        yield single(("layers", "r_emb"), "r_emb", cfg.n_layer, cfg.max_klen, *heads)
+    if cfg.attn_type == 1:
+        yield single(("layers", "r_w_bias"), "r_w_bias", cfg.n_layer, *heads)
+        yield single(("layers", "r_bias"), "r_bias", cfg.n_layer, cfg.max_klen, cfg.n_head)
+    if cfg.attn_type in (0, 1):
+        q = kv = ("dec_attn.qkv_net.weight", (3 * width, cfg.d_model))
+        q_rows, kv_rows = slice(width), slice(width, None)
+    else:
+        q = ("dec_attn.q_net.weight", (width, cfg.d_model))
+        kv = ("dec_attn.kv_net.weight", (2 * width, cfg.d_model))
+        q_rows = kv_rows = slice(None)
+    yield stacked(("layers", "w_q"), *q, lambda w: heads_last(w[q_rows]))
+    yield stacked(("layers", "w_kv"), *kv, lambda w: w[kv_rows].T.reshape(cfg.d_model, 2, *heads))
     yield stacked(
         ("layers", "w_o"),
         "dec_attn.o_net.weight",

@@ -51,7 +51,7 @@ class LayerNorm(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Relative attention over [memory, segment], then a feed-forward net, each with a residual."""
+    """Attention over [memory, segment], then a feed-forward net, each with a residual."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         def normal(*shape: int) -> nnx.Param:
@@ -61,7 +61,8 @@ class Layer(nnx.Module):
         self.cfg = cfg
         self.w_q = normal(cfg.d_model, *heads)
         self.w_kv = normal(cfg.d_model, 2, *heads)
-        self.w_r = normal(cfg.d_model, *heads)
+        if cfg.attn_type == 0:
+            self.w_r = normal(cfg.d_model, *heads)
         self.w_o = normal(*heads, cfg.d_model)
         self.norm_attention = LayerNorm(cfg.d_model, cfg.init_std, rngs)
         self.w_in = normal(cfg.d_model, cfg.d_inner)
@@ -69,17 +70,26 @@ class Layer(nnx.Module):
         self.w_out = normal(cfg.d_inner, cfg.d_model)
         self.b_out = nnx.Param(jnp.zeros((cfg.d_model,)))
         self.norm_feed_forward = LayerNorm(cfg.d_model, cfg.init_std, rngs)
+        if cfg.attn_type in (1, 3):
+            self.r_emb = normal(cfg.max_klen, *heads)
+            """[K, N, H]: the furthest first. With attn_type 3 a row is added to an input [D]."""
+        if cfg.attn_type == 1:
+            self.r_w_bias = normal(*heads)
+            self.r_bias = nnx.Param(jnp.zeros((cfg.max_klen, cfg.n_head)))
 
     def __call__(
         self,
         x: jax.Array,
         memory: jax.Array,
-        positions: jax.Array,
-        biases: tuple[jax.Array, jax.Array],
+        positions: jax.Array | None,
+        biases: tuple[jax.Array, jax.Array] | None,
         seen: jax.Array,
         key: jax.Array | None,
     ) -> jax.Array:
-        """x [B, T, D], memory [B, M, D], positions [S, D], biases two [N, H], seen [T, S] → x."""
+        """x [B, T, D], memory [B, M, D], positions [S, D], biases two [N, H], seen [T, S] → x.
+
+        positions and biases are those of attn_type 0; the other types have no use for them.
+        """
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         x = self._attend(x, memory, positions, biases, seen, keys[0], keys[1])
         return self._feed_forward(x, keys[2], keys[3])
@@ -91,16 +101,27 @@ class Layer(nnx.Module):
             if cfg.pre_lnorm:
                 context = self.norm_attention(context)
             segment = context[:, memory.shape[1] :]
+            if cfg.attn_type in (2, 3):
+                segment = x  # with pre_lnorm too: so does the original
             q = jnp.einsum("BTD,DNH->BTNH", segment, self.w_q[...].astype(dtype))
             kv = jnp.einsum("BSD,DCNH->CBSNH", context, self.w_kv[...].astype(dtype))
-            r = jnp.einsum("SD,DNH->SNH", positions, self.w_r[...].astype(dtype))
-            r_w_bias, r_r_bias = biases
-            mixed = attention.relative_attention(
-                q, kv[0], kv[1], r, r_w_bias, r_r_bias, seen, cfg.dropatt, key_weights
-            )
+            mixed = self._mix(q, kv[0], kv[1], positions, biases, seen, cfg.dropatt, key_weights)
             out = jnp.einsum("BTNH,NHD->BTD", mixed, self.w_o[...].astype(dtype))
             out = x + dropout(out, cfg.dropout, key_output)
             return out if cfg.pre_lnorm else self.norm_attention(out)
+
+    def _mix(self, q, k, v, positions, biases, *masks):
+        cfg, dtype = self.cfg, q.dtype
+        if cfg.attn_type == 0:
+            r = jnp.einsum("SD,DNH->SNH", positions, self.w_r[...].astype(dtype))
+            r_w_bias, r_r_bias = biases
+            return attention.relative_attention(q, k, v, r, r_w_bias, r_r_bias, *masks)
+        if cfg.attn_type == 1:
+            r_emb = attention.nearest(self.r_emb[...], k.shape[1], cfg.clamp_len).astype(dtype)
+            r_bias = attention.nearest(self.r_bias[...], k.shape[1], cfg.clamp_len)
+            r_w_bias = self.r_w_bias[...].astype(dtype)
+            return attention.learned_attention(q, k, v, r_emb, r_w_bias, r_bias, *masks)
+        return attention.absolute_attention(q, k, v, *masks)
 
     def _feed_forward(self, x, key_inner, key_output):
         cfg, dtype = self.cfg, x.dtype
@@ -121,7 +142,9 @@ def check(cfg: ModelConfig) -> None:
             raise UserError(f"{name} is {getattr(cfg, name)}; it has to be at least 1")
     if cfg.d_embed is not None and cfg.d_embed < 1:
         raise UserError(f"d_embed is {cfg.d_embed}; it has to be at least 1, or None for d_model")
-    if cfg.d_model % 2:
+    if cfg.attn_type not in (0, 1, 2, 3):
+        raise UserError(f"attn_type is {cfg.attn_type}; it has to be 0, 1, 2 or 3")
+    if cfg.attn_type in (0, 2) and cfg.d_model % 2:
         raise UserError(
             f"d_model is {cfg.d_model}; it has to be even, because half of a position embedding "
             "is sines and half cosines"
@@ -133,17 +156,58 @@ def check(cfg: ModelConfig) -> None:
             "same_length lets a query see mem_len keys and mem_len is 0; set mem_len to 1 or more, "
             "or same_length to False"
         )
+    _check_attention(cfg)
     adaptive.check(cfg)
     for name in ("dropout", "dropatt"):
         if not 0.0 <= getattr(cfg, name) < 1.0:
             raise UserError(f"{name} is {getattr(cfg, name)}; it has to be in [0, 1)")
 
 
+def _check_attention(cfg: ModelConfig) -> None:
+    """Raises UserError for a field that cannot work with this attn_type."""
+    if cfg.attn_type != 0 and cfg.untie_r:
+        raise UserError(
+            f"untie_r is for attn_type 0, and attn_type is {cfg.attn_type}, which shares no biases "
+            "between layers; set untie_r to False"
+        )
+    if cfg.attn_type == 1 and cfg.clamp_len == 0:
+        raise UserError(
+            "clamp_len is 0; with attn_type 1 it is how many distances are told apart: at least 1, "
+            "or -1 for all that were learned"
+        )
+    if cfg.attn_type == 3 and cfg.clamp_len >= 0:
+        raise UserError(
+            f"clamp_len is {cfg.clamp_len}; attn_type 3 has no distances to limit, so it has to be "
+            "-1"
+        )
+    width = cfg.n_head * cfg.d_head
+    if cfg.attn_type == 3 and width != cfg.d_model:
+        raise UserError(
+            f"n_head {cfg.n_head} x d_head {cfg.d_head} is {width} and d_model is {cfg.d_model}; "
+            "with attn_type 3 they have to be equal, because position embeddings are added to "
+            "the inputs of a layer"
+        )
+
+
 class TransformerXL(nnx.Module):
-    """Transformer-XL as a language model.
+    """Transformer-XL as a language model, and the models that its paper compares it with.
 
     Layers are stacked: every parameter of `layers` has a leading axis L, over which the forward
     pass scans. Nothing random or trainable is hidden: memory and keys come in as arguments.
+
+    What `attn_type` changes, all of it as in the original:
+
+    - 0 and 1: scores know distances; memory holds no positions.
+    - 2: the sinusoid of its place, counted from the end of the segment, is added to each input of
+      the first layer.
+    - 3: the row of its place in the layer's own table is added to each input of every layer.
+
+    In 2 and 3 memory keeps inputs with the positions that they had in their own segment; when a
+    layer reads them, those of their place before the present segment are added. The original adds
+    these in place, so that what stays in memory for several segments (mem_len above tgt_len)
+    gathers the positions of all. Here, reading changes no memory; with mem_len up to tgt_len the
+    two are the same. Also as in the original, pre_lnorm in 2 and 3 normalises what keys and values
+    are made from, and not what queries are made from.
 
     Args:
       mesh: over whose axis `data` sequences are split, where they are: each device then goes
@@ -162,11 +226,12 @@ class TransformerXL(nnx.Module):
 
         self.embedding = AdaptiveEmbedding(cfg, rngs)
         self.output = AdaptiveSoftmax(cfg, rngs, mesh)
-        bias_shape = (cfg.n_head, cfg.d_head)
-        if cfg.untie_r:
-            bias_shape = (cfg.n_layer, *bias_shape)
-        self.r_w_bias = normal(cfg.init_std, *bias_shape)
-        self.r_r_bias = normal(cfg.init_std, *bias_shape)
+        if cfg.attn_type == 0:
+            bias_shape = (cfg.n_head, cfg.d_head)
+            if cfg.untie_r:
+                bias_shape = (cfg.n_layer, *bias_shape)
+            self.r_w_bias = normal(cfg.init_std, *bias_shape)
+            self.r_r_bias = normal(cfg.init_std, *bias_shape)
 
         @nnx.split_rngs(splits=cfg.n_layer)
         @nnx.vmap
@@ -205,19 +270,31 @@ class TransformerXL(nnx.Module):
         cfg = self.cfg
         tgt_len, mem_len = inputs.shape[1], memory.hidden.shape[2]
         keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
+        positions = biases = None
         with jax.named_scope("embedding"):
-            x = dropout(self.embedding(inputs), cfg.dropout, keys[0])
-            positions = attention.sinusoid(mem_len + tgt_len, cfg.d_model, cfg.clamp_len)
-            positions = dropout(positions.astype(cfg.dtype), cfg.dropout, keys[1])
+            x = self.embedding(inputs)
+            added = self._added_positions(mem_len + tgt_len)
+            if added is not None and cfg.attn_type == 2:
+                x = x + added[0, mem_len:]
+            x = dropout(x, cfg.dropout, keys[0])
+            if cfg.attn_type == 0:
+                positions = attention.sinusoid(mem_len + tgt_len, cfg.d_model, cfg.clamp_len)
+                positions = dropout(positions.astype(cfg.dtype), cfg.dropout, keys[1])
+                biases = (
+                    self.r_w_bias[...].astype(cfg.dtype),
+                    self.r_r_bias[...].astype(cfg.dtype),
+                )
         seen = attention.visible(tgt_len, mem_len, memory.filled, cfg.same_length)
-        biases = (self.r_w_bias[...].astype(cfg.dtype), self.r_r_bias[...].astype(cfg.dtype))
         graphdef, stacked = nnx.split(self.layers)
 
         def one_layer(x, scanned):
-            weights, old, own_biases, layer_key = scanned
+            weights, old, own_added, own_biases, layer_key = scanned
             layer = nnx.merge(graphdef, weights)
+            read = old if own_added is None else old + own_added[:mem_len]
+            if own_added is not None and cfg.attn_type == 3:
+                x = x + own_added[mem_len:]
             new = jnp.concatenate([old, x], axis=1)[:, tgt_len:]
-            x = layer(x, old, positions, own_biases or biases, seen, layer_key)
+            x = layer(x, read, positions, own_biases or biases, seen, layer_key)
             return x, jax.lax.stop_gradient(new)
 
         if cfg.remat:
@@ -225,12 +302,29 @@ class TransformerXL(nnx.Module):
         scanned = (
             stacked,
             memory.hidden,
+            added,
             biases if cfg.untie_r else None,
             None if keys[2] is None else jax.random.split(keys[2], cfg.n_layer),
         )
         x, remembered = jax.lax.scan(one_layer, x, scanned)
         filled = jnp.minimum(memory.filled + tgt_len, mem_len)
         return dropout(x, cfg.dropout, keys[3]), Memory(remembered, filled)
+
+    def _added_positions(self, n_keys: int) -> jax.Array | None:
+        """Position embeddings that belong to the inputs of each layer, [L, S, D].
+
+        None where positions are relative; with attn_type 2 all but the first layer's are zero.
+        """
+        cfg = self.cfg
+        if cfg.attn_type == 2:
+            first = attention.sinusoid(n_keys, cfg.d_model, cfg.clamp_len)
+            added = jnp.zeros((cfg.n_layer, *first.shape)).at[0].set(first)
+        elif cfg.attn_type == 3:
+            tables = self.layers.r_emb[...].reshape(cfg.n_layer, -1, cfg.d_model)
+            added = jax.vmap(lambda table: attention.nearest(table, n_keys))(tables)
+        else:
+            return None
+        return added.astype(cfg.dtype)
 
     def log_probs(self, hidden: jax.Array) -> jax.Array:
         """Log-probabilities, float32 [..., V], of the token that follows hidden [..., D]."""
@@ -240,7 +334,9 @@ class TransformerXL(nnx.Module):
 def abstract(cfg: ModelConfig, mesh: Mesh | None = None) -> tuple[Any, Any]:
     """(graphdef, parameters) of a model without its values: a tree of shapes and types.
 
-    `nnx.merge(graphdef, parameters)` gives the model for any parameters of this tree.
+    `nnx.merge(graphdef, parameters)` gives the model for any parameters of this tree. Tables of
+    attn_type 1 and 3 are here as long as tgt_len and mem_len of `cfg` make them; the model takes
+    them at whatever length they come, so that evaluation may use other lengths than training.
     """
     xl = nnx.eval_shape(lambda: TransformerXL(cfg, rngs=nnx.Rngs(0), mesh=mesh))
     graphdef, params = nnx.split(xl)
