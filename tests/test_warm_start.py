@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import signal
 from pathlib import Path
@@ -245,38 +244,19 @@ def test_a_run_refuses_before_it_writes(shell, finished, monkeypatch, words, com
     assert tiny.files(shell.home) == before
 
 
-def steps(number: int) -> list[str]:
-    return ["--max-tokens", str(number * tiny.BATCH * tiny.TGT_LEN), "--batch", str(tiny.BATCH)]
-
-
-def test_a_run_begins_with_the_loss_of_the_one_it_starts_from(shell, finished, monkeypatch, capsys):
-    monkeypatch.chdir(shell.home)
-    # A rate at which nothing moves that can be measured.
-    words = [*WORDS, *steps(2), "--lr", "1e-30", "--init-from", LOGDIR, "--logdir", "runs/again"]
-    assert train.main(words) == 0
-    assert f"starts from the parameters of {LOGDIR} (best, step " in capsys.readouterr().out
-
-    def losses(logdir: Path) -> list[float]:
-        lines = tiny.metrics(logdir)
-        return [line["learning/val_loss"] for line in lines if "learning/val_loss" in line]
-
-    (loss,) = losses(shell.home / "runs" / "again")
-    assert loss == pytest.approx(min(losses(finished)), rel=1e-6)
-    again = json.loads((shell.home / "runs" / "again" / "config.json").read_text())
-    assert again["train"]["init_from"] == LOGDIR
-
-
 def test_the_same_command_goes_on_without_starting_again(shell, finished, monkeypatch, capsys):
     """Also when the run that it started from is gone."""
     monkeypatch.chdir(shell.home)
     shutil.copytree(finished, "runs/source")
     source = load_trained(Path("runs/source"), "best", tiny.one_device())
     lower = {name: np.array(leaf[0]) for name, leaf in by_name(source.params["layers"]).items()}
-    words = [*WORDS, *steps(8), "--init-from", "runs/source", "--freeze-below", "1"]
+    words = [*WORDS, *("--max-tokens", str(8 * tiny.BATCH * tiny.TGT_LEN))]
+    words += ["--init-from", "runs/source", "--freeze-below", "1"]
     assert train.main([*words, "--logdir", "runs/whole"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("starts from the parameters of runs/source (best, step ")
     assert "\n  layer 0: not trained (freeze_below 1)\n" in said
+    assert run_folder.read_config(Path("runs/whole")).train.init_from == "runs/source"
 
     stop_after(3, monkeypatch)
     assert train.main([*words, "--logdir", "runs/parts"]) == 128 + signal.SIGTERM
