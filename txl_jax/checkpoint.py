@@ -141,7 +141,7 @@ class Checkpoints:
 
     def _save(self, series: Path, step: int, state: PyTree, info: dict[str, Any]) -> None:
         self._finish([key for key, write in self._writes.items() if key == series or write.done()])
-        named = _named(state)
+        named = by_name(state)
         leaves = {name: _describe(leaf) for name, leaf in named.items()}
         # The writer gets a copy of what the caller may change, and errors show up here.
         content = json.loads(json.dumps({"info": info, "leaves": leaves}))
@@ -156,6 +156,11 @@ class Checkpoints:
     def _finish(self, series: list[Path]) -> None:
         for key in series:
             self._writes.pop(key).result()
+
+
+def exists(folder: Path) -> bool:
+    """Whether a run that keeps its checkpoints in `folder` has one to go on from."""
+    return bool(_committed(folder))
 
 
 def restore_params(
@@ -221,7 +226,7 @@ def _read(path: Path, wanted: PyTree, within: str) -> tuple[PyTree, dict[str, An
     have to be the same.
     """
     content = json.loads((path / _MANIFEST).read_text())["content"]
-    named = _named(wanted)
+    named = by_name(wanted)
     stored = {name: leaf for name, leaf in content["leaves"].items() if name.startswith(within)}
     for name in [*named, *stored]:
         here = _describe(named[name]) if name in named else "absent"
@@ -368,7 +373,7 @@ def _order(path: Path) -> tuple[int, int]:
     return int(step), int(again or 0)
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
+def by_name(tree: PyTree) -> dict[str, Any]:
     """Leaves by name, such as `params/layers/w`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}

@@ -147,6 +147,8 @@ class OptimConfig:
     """Largest global norm of the gradient; 0: no clipping."""
     clip_nonemb: bool = False
     """Clip only the gradient of what is not embedding or softmax, by its own norm."""
+    freeze_below: int = 0
+    """The layers 0 … freeze_below - 1 are not trained."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,10 @@ class TrainConfig:
     """Minutes from checkpoint to checkpoint; one is always saved at the end."""
     logdir: str = ""
     """Folder of the run; empty: runs/NAME for the config NAME."""
+    init_from: str = ""
+    """Folder of another run: start from its best parameters. Empty: from random ones."""
+    init_upper_from: str = ""
+    """Folder of a third run: the layers above those of --init-from are its topmost ones."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,8 @@ class Command:
     """Train on all devices of this machine, without joining others."""
 
 
+_C = TypeVar("_C", bound=Command)
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -206,8 +214,10 @@ def experiments() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
 
 
-def parse(prog: str, words: list[str]) -> Command:
+def parse(prog: str, words: list[str], kind: type[_C] = Command) -> _C:
     """The command line of a trainer: `--config NAME`, `--local`, and any field of the experiment.
+
+    `kind`: a dataclass with further options, each with a default.
 
     `--help` prints the fields with the defaults of the experiment that is named, and exits.
 
@@ -216,8 +226,7 @@ def parse(prog: str, words: list[str]) -> Command:
     """
     name = _named_config(words)
     module = _experiment(name)
-    command = Command(module.config(), name)
-    return parse_words(Command, command, prog, module.__doc__ or "", words)
+    return parse_words(kind, kind(module.config(), name), prog, module.__doc__ or "", words)
 
 
 def load(name: str, words: list[str] | None = None) -> Config:

@@ -331,6 +331,11 @@ class TransformerXL(nnx.Module):
         return self.output.log_probs(hidden, self.embedding)
 
 
+def stacked(cfg: ModelConfig) -> frozenset[str]:
+    """Names of the model's parameters whose leading axis runs over the layers."""
+    return frozenset({"layers", *(("r_w_bias", "r_r_bias") if cfg.untie_r else ())})
+
+
 def abstract(cfg: ModelConfig, mesh: Mesh | None = None) -> tuple[Any, Any]:
     """(graphdef, parameters) of a model without its values: a tree of shapes and types.
 

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from txl_jax import optim, plateau, precision, sharding
+from txl_jax import freeze, optim, plateau, precision, sharding
 from txl_jax.config import Config
 from txl_jax.model import Memory, TransformerXL, abstract
 from txl_jax.plateau import Plateau
@@ -97,7 +97,10 @@ def state_shardings(state: TrainState, mesh: Mesh) -> Any:
 
 
 def make_train_step(
-    cfg: Config, mesh: Mesh, segments: int
+    cfg: Config,
+    mesh: Mesh,
+    segments: int,
+    learning_rate: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, jax.Array]]:
     """The compiled step: (state, inputs [A, b, T], targets [A, b, T]) → (state, done).
 
@@ -111,10 +114,12 @@ def make_train_step(
     Args:
       segments: steps in an epoch; memory starts empty at the first step of each, as in the
         original.
+      learning_rate: rate of a step from the tokens seen before it, float32 both; the config's
+        schedule unless it is given.
     """
     graphdef, _ = abstract(cfg.model, mesh)
     step_tokens = cfg.train.batch * cfg.model.tgt_len
-    learning_rate = optim.make_schedule(cfg.optim, cfg.train, step_tokens)
+    learning_rate = learning_rate or optim.make_schedule(cfg.optim, cfg.train, step_tokens)
     optimizer = optim.make_optimizer(cfg)
 
     def loss_of_part(params, inputs, targets, memory, key, divisor):
@@ -150,9 +155,11 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             if scale is not None:
                 loss, gradients = jax.tree.map(lambda scaled: scaled / scale, (loss, gradients))
+            gradients = freeze.zero_frozen(cfg, gradients)
             norm = optax.tree.norm(gradients)
             gradients = optim.clip(cfg.optim, gradients, norm)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates = freeze.zero_frozen(cfg, updates)
             rate = learning_rate(state.step.astype(jnp.float32) * step_tokens)
             if state.plateau:
                 rate = rate * state.plateau.scale

@@ -15,7 +15,20 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from txl_jax import config, data, metrics, model, optim, precision, results, run_folder, sharding
+from txl_jax import (
+    checkpoint,
+    config,
+    data,
+    freeze,
+    metrics,
+    model,
+    optim,
+    precision,
+    results,
+    run_folder,
+    sharding,
+    warm_start,
+)
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config
 from txl_jax.data import Streams, TokenFiles
@@ -53,6 +66,8 @@ def check(cfg: Config, mesh: Mesh) -> None:
     precision.check_device(cfg.model.dtype, mesh.devices.flat[0])
     n_token = cfg.model.n_token or max(cfg.model.cutoffs, default=0) + 1
     model.check(dataclasses.replace(cfg.model, n_token=n_token))
+    freeze.check(cfg)
+    warm_start.check(cfg)
 
 
 def with_vocabulary(cfg: Config, vocab: Vocab) -> Config:
@@ -85,6 +100,9 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
     steps = -(-cfg.train.max_tokens // step_tokens)
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
     primary, measure = jax.process_index() == 0, tokens.vocab.measure
+    # A run that has a checkpoint goes on from there, also when what it started from is gone.
+    begun = checkpoint.exists(logdir / CHECKPOINTS)
+    start = None if begun else warm_start.load(cfg, mesh, tokens)
     run_folder.open_run(logdir, cfg, command=command, devices=devices, primary=primary)
 
     with caught_signals() as stopped_by, Checkpoints(logdir / CHECKPOINTS) as checkpoints:
@@ -93,6 +111,10 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
             state, saved_info = restored
             check_corpus(logdir, saved_info["fingerprint"], tokens)
             n, best = saved_info["step"], saved_info["best"]
+        elif start:
+            state = state._replace(params=start.params(state.params))
+            say(start.report())
+        del start  # and the parameters that it has read
         if primary:
             with run_folder.writable(logdir):
                 tokens.vocab.save(logdir / VOCAB)
