@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from txl_jax import corpora
+from txl_jax import corpora, data
 from txl_jax.config import DataConfig
 from txl_jax.corpora import SPLITS
 from txl_jax.errors import UserError
@@ -20,11 +20,17 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
-def text_corpus(root: Path) -> corpora.Corpus:
-    return corpora.open_corpus(DataConfig(dataset="text", text_dir=str(root)))
+def folder(**settings) -> corpora.Folder:
+    corpus = corpora.open_corpus(DataConfig(**settings))
+    assert isinstance(corpus, corpora.Folder)
+    return corpus
 
 
-def all_files(corpus: corpora.Corpus) -> list[str]:
+def text_corpus(root: Path) -> corpora.Folder:
+    return folder(dataset="text", text_dir=str(root))
+
+
+def all_files(corpus: corpora.Folder) -> list[str]:
     return sorted(name for split in SPLITS for name in corpus.files[split])
 
 
@@ -93,7 +99,7 @@ def test_about_two_percent_of_files_go_to_valid_and_to_test_each_mixed_over_fold
 
 
 def test_stdlib_is_this_pythons_source_without_tests_and_generated_files():
-    corpus = corpora.open_corpus(DataConfig())
+    corpus = folder()
     assert corpus.root == Path(sysconfig.get_path("stdlib"))
     names = set(all_files(corpus))
     assert {TRAIN, VALID, TEST, "asyncio/base_events.py", "argparse.py", "json/decoder.py"} <= names
@@ -165,3 +171,132 @@ def test_a_python_without_source_is_told_what_to_do(tmp_path, monkeypatch, folde
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / folder))
     with pytest.raises(UserError, match=says):
         corpora.open_corpus(DataConfig())
+
+
+WIKITEXT = {"train": " = A =\n\n b b\n", "valid": " b <unk>\n", "test": " é\n"}
+
+
+def named(dataset: str, folder: Path, vocab: str = "words") -> corpora.Corpus:
+    settings = {"dataset": dataset, "vocab": vocab, "data_dir": str(folder)}
+    return corpora.open_corpus(DataConfig(**settings))
+
+
+def text_of(corpus: corpora.Corpus, split: str) -> bytes:
+    return b"".join(corpus.documents(split))
+
+
+@pytest.mark.parametrize("pattern", ["{}.txt", "wiki.{}.tokens"])
+def test_wikitext_is_read_from_either_name(tmp_path, pattern):
+    files = {f"wikitext-103/{pattern.format(s)}": t.encode() for s, t in WIKITEXT.items()}
+    corpus = named("wikitext-103", write(tmp_path, files))
+    assert {split: text_of(corpus, split).decode() for split in SPLITS} == WIKITEXT
+    assert corpus.n_bytes == sum(map(len, files.values()))
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_long_files_come_in_blocks_of_whole_lines(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(corpora, "_BLOCK", block)
+    files = {"train.txt": "one é\n\ntwo\nthree".encode(), "valid.txt": b"", "test.txt": b"a\n"}
+    corpus = named(
+        "wikitext-103", write(tmp_path, {f"wikitext-103/{n}": t for n, t in files.items()})
+    )
+    blocks = list(corpus.documents("train"))
+    assert all(block.endswith(b"\n") for block in blocks)
+    assert b"".join(blocks) == files["train.txt"] + b"\n"
+    assert text_of(corpus, "valid") == b""
+    write(tmp_path, {"wikitext-103/train.txt": b"one\ntwo \xe9\n"})
+    with pytest.raises(UserError, match=r"train\.txt is not UTF-8 at byte offset 8: convert it"):
+        list(corpus.documents("train"))
+
+
+@pytest.mark.parametrize("block", [1, 5, 1 << 20])
+def test_enwik8_is_the_bytes_that_the_original_reads_as_numbers(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(corpora, "_BLOCK", block)
+    texts = {"train": "<a>\n é b\n\n".encode(), "valid": b"\nc", "test": b"d \n"}
+    files = {}
+    for split, text in texts.items():  # as prep_enwik8.py writes them
+        numbers = (str(byte) if byte != ord("\n") else "\n" for byte in text)
+        files[f"enwik8/{split}.txt"] = " ".join(numbers).encode()
+        files[f"enwik8/{split}.txt.raw"] = text
+    corpus = named("enwik8", write(tmp_path, files), "bytes")
+    for split in SPLITS:
+        numbers = [int(symbol) for symbol in files[f"enwik8/{split}.txt"].split()]
+        assert list(text_of(corpus, split)) == numbers
+
+
+@pytest.mark.parametrize("block", [1, 5, 1 << 20])
+def test_text8_is_the_characters_that_the_original_reads(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(corpora, "_BLOCK", block)
+    texts = {"train": b" a bc d ", "valid": b"ef", "test": b"g h"}
+    files = {  # as prep_text8.py writes them
+        f"text8/{split}.txt": " ".join(text.decode().strip().replace(" ", "_")).encode()
+        for split, text in texts.items()
+    }
+    corpus = named("text8", write(tmp_path, files), "bytes")
+    assert {split: text_of(corpus, split) for split in SPLITS} == {
+        split: text.strip() for split, text in texts.items()
+    }
+
+
+def test_lm1b_is_read_shard_by_shard_with_its_list_of_words(tmp_path):
+    shards = f"{corpora.LAYOUTS['lm1b'].files['train'][0].removesuffix('*')}0000"
+    files = {f"{shards}2": b"c\n", f"{shards}1": b"a b\n", "valid.txt": b"d\n", "test.txt": b"d\n"}
+    files["1b_word_vocab.txt"] = b"<S>\n<UNK>\nb\na\n"
+    root = write(tmp_path / "one-billion-words", files)
+    corpus = named("lm1b", tmp_path)
+    assert text_of(corpus, "train") == b"a b\nc\n"
+    assert corpus.word_list == root / "1b_word_vocab.txt"
+    assert named("lm1b", tmp_path, "bytes").word_list is None
+
+    cfg = DataConfig(dataset="lm1b", vocab="words", data_dir=str(tmp_path))
+    tokens = data.prepare(cfg)
+    assert tokens.splits["train"].tolist() == [3, 2, 0, 1, 0]
+    assert tokens.splits["test"].tolist() == [1, 0]
+    write(root, {"1b_word_vocab.txt": b"<S>\n<UNK>\na\nb\n"})
+    other = data.prepare(cfg)
+    assert other.fingerprint != tokens.fingerprint
+    assert other.splits["train"].tolist() == [2, 3, 0, 1, 0]
+
+
+def test_the_words_of_wikitext_are_those_of_its_training_text(tmp_path):
+    texts = {"train": b"a b b <unk>\n", "valid": b"a a a c\n", "test": b"b\n"}
+    write(tmp_path / "wikitext-103", {f"{split}.txt": text for split, text in texts.items()})
+    cfg = DataConfig(dataset="wikitext-103", vocab="words", data_dir=str(tmp_path))
+    tokens = data.prepare(cfg)
+    assert tokens.vocab.decode(range(len(tokens.vocab))) == b"\n b a <unk>"
+    assert tokens.splits["train"].tolist() == [2, 1, 1, 3, 0]
+    assert tokens.splits["valid"].tolist() == [2, 2, 2, 3, 0]
+    write(tmp_path / "wikitext-103", {"test.txt": b"b b\n"})
+    assert data.prepare(cfg).fingerprint != tokens.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("dataset", "vocab", "files", "says"),
+    [
+        (
+            *("wikitext-103", "words", {"wikitext-103/train.txt": b"a"}),
+            "wikitext-103 lacks valid.txt or wiki.valid.tokens, test.txt or wiki.test.tokens of "
+            "wikitext-103: unpack",
+        ),
+        (
+            *("enwik8", "bytes", {}),
+            "enwik8 lacks train.txt.raw, valid.txt.raw, test.txt.raw of enwik8: getdata.sh",
+        ),
+        ("text8", "words", {}, "text8 has no words to tell apart: train on it with --vocab bytes"),
+        (
+            *("lm1b", "words"),
+            {f"one-billion-words/{split}.txt": b"a\n" for split in SPLITS},
+            "one-billion-words lacks 1b_word_vocab.txt of lm1b: getdata.sh",
+        ),
+    ],
+)
+def test_a_data_set_that_is_not_there_is_described(tmp_path, dataset, vocab, files, says):
+    write(tmp_path, files)
+    with pytest.raises(UserError) as caught:
+        named(dataset, tmp_path, vocab)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_text_is_no_data_set(tmp_path):
+    with pytest.raises(UserError, match="only with --dataset text"):
+        corpora.open_corpus(DataConfig(dataset="text8", text_dir=str(tmp_path)))

@@ -105,7 +105,9 @@ def test_a_changed_corpus_never_uses_the_old_files(cfg):
 
 
 def test_text_that_moves_from_one_file_to_the_next_is_another_corpus(cfg):
-    first, second = (Path(cfg.text_dir) / n for n in corpora.open_corpus(cfg).files["train"][:2])
+    corpus = corpora.open_corpus(cfg)
+    assert isinstance(corpus, corpora.Folder)
+    first, second = (corpus.root / name for name in corpus.files["train"][:2])
     first.write_bytes(b"one\n\ftwo")
     second.write_bytes(b"three")
     old = data.prepare(cfg)

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from txl_jax.errors import UserError
 from txl_jax.logs import METRICS, SAMPLES, Logs, Progress, progress_line
+from txl_jax.measure import BITS_PER_BYTE, PERPLEXITY
 
 LOSS = "learning/loss"
 
@@ -203,7 +204,7 @@ AT = Progress(
     steps=2400,
     tokens=512_000,
     loss=1.5432,
-    bits=True,
+    measure=BITS_PER_BYTE,
     lr=2.9e-3,
     step_seconds=0.0984,
     tokens_per_sec=10_406.5,
@@ -221,12 +222,12 @@ AT = Progress(
             "10.4k tokens/s | MFU 41.2% | 3m02s left",
         ),
         (
-            {"bits": False, "mfu": None, "step_seconds": 0.00321, "loss": 3.0},
+            {"measure": PERPLEXITY, "mfu": None, "step_seconds": 0.00321, "loss": 3.0},
             "step 500/2400 | 512k tokens | loss 3.0000 | ppl 20.09 | lr 2.9e-03 | 3.2 ms/step | "
             "10.4k tokens/s | 3m02s left",
         ),
         (
-            {"bits": False, "mfu": None, "loss": 1e6, "lr": 0.0, "tokens_per_sec": 950.4},
+            {"measure": PERPLEXITY, "mfu": None, "loss": 1e6, "lr": 0.0, "tokens_per_sec": 950.4},
             "step 500/2400 | 512k tokens | loss 1000000.0000 | ppl inf | lr 0.0e+00 | 98 ms/step | "
             "950 tokens/s | 3m02s left",
         ),

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from txl_jax import vocab
 from txl_jax.errors import UserError
+from txl_jax.measure import BITS_PER_BYTE, PERPLEXITY
+from txl_jax.vocab import WordsVocab
 
 
 @given(st.lists(st.binary(min_size=1), min_size=1))
@@ -106,3 +108,125 @@ def test_a_damaged_vocabulary_is_refused(tmp_path, saved):
 def test_a_missing_vocabulary_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the vocabulary .*none\.json: No such file"):
         vocab.load(tmp_path / "none.json")
+
+
+def original(documents: list[str]) -> tuple[list[str], list[list[str]]]:
+    """The words by id, and the words of each document, as the original makes them: line by line."""
+    counts: dict[str, int] = {}
+    read = []
+    for document in documents:
+        words = []
+        for line in document.replace("\r\n", "\n").replace("\r", "\n").split("\n")[:-1]:
+            for word in line.split():
+                words.append(word)
+                counts[word] = counts.get(word, 0) + 1
+            words.append("<eos>")
+        read.append(words)
+    order = list(counts)
+    by_frequency = sorted(order, key=lambda word: (-counts[word], order.index(word)))
+    return ["<eos>", *(word for word in by_frequency if word != "<eos>")], read
+
+
+lines = st.text("abé \n\r\t\f\x1c\u3000", max_size=40).map(lambda text: text + "\n")
+
+
+@given(st.lists(lines, min_size=1, max_size=5))
+def test_words_are_read_and_numbered_as_the_original_does(documents):
+    words, read = original(documents)
+    voc = vocab.build("words", [text.encode() for text in documents])
+    assert isinstance(voc, WordsVocab) and list(voc.words) == words
+    for text, expected in zip(documents, read, strict=True):
+        ids = voc.encode(text.encode())
+        assert ids.dtype == voc.dtype == np.uint8
+        assert [words[i] for i in ids] == expected
+        assert voc.encode(voc.decode(ids)).tolist() == ids.tolist()
+        assert b"".join(voc.decode([i]) for i in ids) == voc.decode(ids)
+
+
+def test_words_are_numbered_by_frequency_and_then_as_they_first_occur():
+    voc = vocab.build("words", [b"b a c\nc <eos>\n", b"\n d c a <eos> <eos>\n"])
+    assert isinstance(voc, WordsVocab) and voc.words == ("<eos>", "c", "a", "b", "d")
+    ids = voc.encode(b"\n d c a <eos>\nb")
+    assert ids.tolist() == [0, 4, 1, 2, 0, 0, 3]
+    assert voc.decode(ids) == b"\n d c a\n\n b"
+    assert voc.encode(b" \t").shape == (0,)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(256, "u1"), (257, "u2"), (65_536, "u2")])
+def test_ids_of_words_have_the_smallest_type(size, dtype):
+    voc = vocab.build("words", [" ".join(map(str, range(size - 1))).encode()])
+    assert len(voc) == size
+    ids = voc.encode(str(size - 2).encode())
+    assert voc.dtype == ids.dtype == dtype
+    assert ids.tolist() == [size - 1]
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", "<UNK>"])
+def test_a_word_outside_the_vocabulary_is_read_as_the_word_for_such(unknown):
+    voc = vocab.build("words", [f"a a {unknown}\n".encode()])
+    assert voc.encode(b"b a\n").tolist() == [2, 1, 0]
+
+
+def test_without_such_a_word_it_is_named():
+    voc = vocab.build("words", [b"der Hund\n"])
+    with pytest.raises(UserError, match=r"^'Größe' is not among the vocabulary's 3 words: use"):
+        voc.encode("der Größe nach ein Hund".encode())
+    with pytest.raises(UserError, match="is not among the vocabulary's 3 words"):
+        voc.encode(b"\xff\xfe")
+
+
+def test_a_document_begins_after_the_sign_that_ends_one():
+    assert vocab.build("words", [b"a b\n"]).start.tolist() == [0]
+    for text, sign in ((b"a \n\f", b"\f"), (b"a \n", b"\n"), (b"a b", b" "), (b"ba", b"a")):
+        voc = vocab.build("bytes", [text])
+        assert voc.decode(voc.start) == sign
+
+
+def test_losses_are_shown_in_what_the_tokens_are():
+    assert vocab.build("bytes", [b"a"]).measure is BITS_PER_BYTE
+    assert vocab.build("words", [b"a"]).measure is PERPLEXITY
+    assert BITS_PER_BYTE.sentence(1.5432) == "2.2264 bits per byte"
+    assert PERPLEXITY.sentence(3.0) == "perplexity 20.086"
+    assert PERPLEXITY.text(1e6) == "inf"
+
+
+def test_a_list_of_words_numbers_them_by_its_lines(tmp_path):
+    path = tmp_path / "1b_word_vocab.txt"
+    path.write_text("</S>\n<S> 7\n<UNK>\nthe\nday\n\n", "utf-8")
+    voc = WordsVocab.listed(path)
+    assert voc.words == ("</S>", "<S>", "<UNK>", "the", "day")
+    assert voc.encode(b"the other day\n").tolist() == [3, 2, 4, 1]
+    assert voc.decode([3, 4, 1, 3]) == b" the day\n the"
+    assert voc.start.tolist() == [1]
+
+
+@pytest.mark.parametrize("content", [b"the\nday\n", b"", b"<S>\n\xff\n"])
+def test_another_file_is_no_list_of_words(tmp_path, content):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"list\.txt is not a list of words with <S> among them"):
+        WordsVocab.listed(path)
+    with pytest.raises(UserError, match=r"cannot read .*none\.txt: No such file"):
+        WordsVocab.listed(tmp_path / "none.txt")
+
+
+def test_a_saved_vocabulary_of_words_is_loaded_again(tmp_path):
+    path = tmp_path / "vocab.json"
+    voc = vocab.build("words", ['naïve \u2028 日本 "\n'.encode()])
+    voc.save(path)
+    assert vocab.load(path) == voc
+
+
+@pytest.mark.parametrize(
+    ("words", "eos"),
+    [
+        *(([], "<eos>"), (["a"], "<eos>"), (["<eos>", "a", "a"], "<eos>")),
+        *((["<eos>", "a b"], "<eos>"), (["<eos>", ""], "<eos>"), (["<eos>", 1], "<eos>")),
+        *((1, "<eos>"), (["<eos>"], ["<eos>"])),
+    ],
+)
+def test_a_damaged_vocabulary_of_words_is_refused(tmp_path, words, eos):
+    path = tmp_path / "vocab.json"
+    path.write_text(json.dumps({"kind": "words", "words": words, "eos": eos}))
+    with pytest.raises(UserError, match=r"vocab\.json is not a vocabulary, or is damaged"):
+        vocab.load(path)

@@ -82,14 +82,18 @@ class ModelConfig:
 class DataConfig:
     """Where the text comes from and how it becomes tokens."""
 
-    dataset: Literal["stdlib", "text"] = "stdlib"
-    """stdlib: the source files of Python's standard library; text: the files below --text-dir."""
+    dataset: Literal["stdlib", "text", "wikitext-103", "enwik8", "text8", "lm1b"] = "stdlib"
+    """stdlib: the source files of Python's standard library; text: the files below --text-dir; the
+    others: their own files in a folder below --data-dir, as the original's getdata.sh leaves them.
+    """
     text_dir: str = ""
     """For dataset text: a folder; every UTF-8 text file below it belongs to the corpus."""
-    vocab: Literal["bytes"] = "bytes"
-    """bytes: one token for each byte value that occurs in the corpus, as the original's enwik8."""
+    vocab: Literal["bytes", "words"] = "bytes"
+    """bytes: one token for each byte value that occurs in the corpus, as the original's enwik8;
+    words: one for each word between white space, as the original's WikiText-103.
+    """
     data_dir: str = "data"
-    """Folder of the prepared token files."""
+    """Folder of the prepared token files, and of the named data sets."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Where text comes from: the documents of a corpus, split into train, valid and test.
 
-A document is one file. A hash of the file's path alone decides its split and its place in it: about
-2 % of the files go to valid, 2 % to test; the order is the same on every machine and mixes the
-folders; a file that is added or changed moves no other file.
+In a folder of text a document is one file. A hash of the file's path alone decides its split and
+its place in it: about 2 % of the files go to valid, 2 % to test; the order is the same on every
+machine and mixes the folders; a file that is added or changed moves no other file. A document is
+given as the file's bytes, with a newline added if it does not end in one, and then `END`, so that a
+model sees where a document ends.
 
-A document is given as the file's bytes, with a newline added if it does not end in one, and then
-`END`, so that a model sees where a document ends.
+The data sets of the original have their splits in files of known names. They are read in blocks,
+so that a file need not fit into memory; a document is such a block, and nothing is added to it.
 """
 
 import hashlib
@@ -14,6 +16,7 @@ import sysconfig
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from txl_jax.config import DataConfig
 from txl_jax.errors import UserError
@@ -39,10 +42,43 @@ _GENERATED = re.compile(rb"(auto(matically)?[- ]?|file is |configuration )genera
 _GENERATED_WITHIN = 600
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The files of a corpus below one folder."""
+class Corpus(Protocol):
+    """Text in three splits, below one folder."""
 
+    @property
+    def root(self) -> Path:
+        """Folder that the files lie below."""
+        ...
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all files together in bytes."""
+        ...
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The splits that the vocabulary is made from."""
+        ...
+
+    @property
+    def word_list(self) -> Path | None:
+        """The file with the words of its vocabulary; None: the vocabulary is what occurs in it."""
+        ...
+
+    def documents(self, split: str) -> Iterator[bytes]:
+        """The documents of a split, in order; one at a time is in memory.
+
+        Raises UserError for files that cannot be used.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A corpus of files that are dealt to the splits by a hash of their names."""
+
+    counted = SPLITS
+    word_list = None
     root: Path
     """Folder that the files lie below."""
     files: dict[str, tuple[str, ...]]
@@ -67,13 +103,7 @@ class Corpus:
                 raise _unreadable(error) from None
             if not text or 0 in text:
                 continue
-            try:
-                text.decode()
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path} is not UTF-8 at byte offset {error.start}: convert it "
-                    "(iconv -f LATIN1 -t UTF-8, say) or move it out of the folder"
-                ) from None
+            _check_utf8(text, path)
             empty = False
             yield text + END if text.endswith(b"\n") else text + b"\n" + END
         if empty:
@@ -84,23 +114,155 @@ class Corpus:
             )
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set of the original has its text, and what of it counts."""
+
+    folder: str
+    """Below data_dir."""
+    files: dict[str, tuple[str, ...]]
+    """For each split the names, or patterns, that its files may have; the first that exist hold."""
+    source: str
+    """How to get the files."""
+    counted: tuple[str, ...] = SPLITS
+    """The splits that the vocabulary is made from."""
+    word_list: str = ""
+    """File of the words of the vocabulary."""
+    only_bytes: bool = False
+    """The text has no lines: blocks end anywhere, and its tokens are bytes."""
+    left_out: bytes = b""
+    """Bytes that are no text."""
+    spaces: bytes = b""
+    """Bytes that stand for spaces."""
+
+
+_GETDATA = "getdata.sh of the original Transformer-XL makes them"
+_NEWS = "1-billion-word-language-modeling-benchmark-r13output/"
+LAYOUTS = {
+    "wikitext-103": Layout(
+        "wikitext-103",
+        {split: (f"{split}.txt", f"wiki.{split}.tokens") for split in SPLITS},
+        f"unpack wikitext-103-v1.zip there, or take the folder that {_GETDATA}",
+        counted=("train",),
+    ),
+    # The original reads train.txt, where prep_enwik8.py writes each byte as a number but a newline
+    # as itself, and drops that as white space: 204 values are left. In train.txt.raw, which the
+    # same script writes, the same bytes stand as they are.
+    "enwik8": Layout(
+        "enwik8",
+        {split: (f"{split}.txt.raw",) for split in SPLITS},
+        f"{_GETDATA} from enwik8.zip",
+        only_bytes=True,
+        left_out=b"\n",
+    ),
+    # In train.txt each character is followed by a space, and a space is written as "_".
+    "text8": Layout(
+        "text8",
+        {split: (f"{split}.txt",) for split in SPLITS},
+        f"{_GETDATA} from text8.zip",
+        only_bytes=True,
+        left_out=b" \n",
+        spaces=b"_",
+    ),
+    "lm1b": Layout(
+        "one-billion-words",
+        {
+            "train": (f"{_NEWS}training-monolingual.tokenized.shuffled/news.en-*", "train.txt"),
+            "valid": ("valid.txt",),
+            "test": ("test.txt",),
+        },
+        _GETDATA,
+        word_list="1b_word_vocab.txt",
+    ),
+}
+"""The data sets of the original that are read from its files."""
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Named:
+    """A data set of the original, in the files that its getdata.sh leaves."""
+
+    root: Path
+    """Folder that the files lie in."""
+    layout: Layout
+    files: dict[str, tuple[Path, ...]]
+    """For each split its files, in order."""
+    n_bytes: int
+    """Size of all files together in bytes."""
+    word_list: Path | None
+    """The file with its words, if they are wanted."""
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The splits that the vocabulary is made from."""
+        return self.layout.counted
+
+    def documents(self, split: str) -> Iterator[bytes]:
+        """The text of a split in blocks of about a megabyte, of whole lines where it has lines.
+
+        A newline is added to a last line that has none.
+
+        Raises UserError for a file that cannot be read, or is not UTF-8 where it has lines.
+        """
+        for path in self.files[split]:
+            try:
+                with path.open("rb") as file:
+                    if self.layout.only_bytes:
+                        yield from self._bytes(file)
+                    else:
+                        yield from _lines(file, path)
+            except OSError as error:
+                raise _unreadable(error) from None
+
+    def _bytes(self, file: BinaryIO) -> Iterator[bytes]:
+        spaces = self.layout.spaces
+        table = bytes.maketrans(spaces, b" " * len(spaces))
+        while block := file.read(_BLOCK):
+            yield block.translate(table, delete=self.layout.left_out)
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    start = 0
+    while lines := file.readlines(_BLOCK):
+        block = b"".join(lines)
+        _check_utf8(block, path, start)
+        start += len(block)
+        yield block if block.endswith(b"\n") else block + b"\n"
+
+
+def _check_utf8(text: bytes, path: Path, start: int = 0) -> None:
+    """Raises UserError unless `text`, which begins at byte `start` of the file, is UTF-8."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 at byte offset {start + error.start}: convert it "
+            "(iconv -f LATIN1 -t UTF-8, say) or move it out of the folder"
+        ) from None
+
+
 def open_corpus(cfg: DataConfig) -> Corpus:
     """The corpus that cfg names; its files are listed, not yet read.
 
     `stdlib` is the Python source of the running interpreter's standard library, without tests,
     generated files and packages that not every Python 3.11+ has. `text` is every UTF-8 text file
-    below `cfg.text_dir`, without hidden files and folders. Symbolic links are not followed.
+    below `cfg.text_dir`, without hidden files and folders. Symbolic links are not followed. The
+    others lie below `cfg.data_dir`, as `LAYOUTS` says.
 
     Raises UserError where there is no such folder or no file in it.
     """
+    if cfg.dataset == "text":
+        return _text(cfg)
+    if cfg.text_dir:
+        raise UserError("--text-dir is read only with --dataset text: add it")
     if cfg.dataset == "stdlib":
-        if cfg.text_dir:
-            raise UserError("--text-dir is read only with --dataset text: add it")
         return _stdlib(Path(sysconfig.get_path("stdlib")))
-    return _text(cfg)
+    return _named(cfg)
 
 
-def _stdlib(root: Path) -> Corpus:
+def _stdlib(root: Path) -> Folder:
     sources = (path for path in _walk(root, _STDLIB_LEFT_OUT) if path.suffix == ".py")
     corpus = _corpus(root, (path for path in sources if not _is_generated(path)))
     if not corpus.n_bytes:
@@ -111,7 +273,7 @@ def _stdlib(root: Path) -> Corpus:
     return corpus
 
 
-def _text(cfg: DataConfig) -> Corpus:
+def _text(cfg: DataConfig) -> Folder:
     if not cfg.text_dir:
         raise UserError("--dataset text needs --text-dir, the folder that holds the text")
     root = Path(cfg.text_dir)
@@ -128,7 +290,30 @@ def _text(cfg: DataConfig) -> Corpus:
     return corpus
 
 
-def _corpus(root: Path, paths: Iterable[Path]) -> Corpus:
+def _named(cfg: DataConfig) -> Named:
+    layout = LAYOUTS[cfg.dataset]
+    if layout.only_bytes and cfg.vocab != "bytes":
+        raise UserError(f"{cfg.dataset} has no words to tell apart: train on it with --vocab bytes")
+    root = Path(cfg.data_dir) / layout.folder
+    files: dict[str, tuple[Path, ...]] = {}
+    for split, patterns in layout.files.items():
+        found = (tuple(sorted(root.glob(pattern))) for pattern in patterns)
+        files[split] = next((paths for paths in found if paths), ())
+    missing = [" or ".join(layout.files[split]) for split in SPLITS if not files[split]]
+    word_list = None
+    if layout.word_list and cfg.vocab == "words":
+        word_list = root / layout.word_list
+        missing += [] if word_list.is_file() else [layout.word_list]
+    if missing:
+        raise UserError(f"{root} lacks {', '.join(missing)} of {cfg.dataset}: {layout.source}")
+    try:
+        n_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)
+    except OSError as error:
+        raise _unreadable(error) from None
+    return Named(root, layout, files, n_bytes, word_list)
+
+
+def _corpus(root: Path, paths: Iterable[Path]) -> Folder:
     try:
         sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
     except OSError as error:
@@ -136,7 +321,7 @@ def _corpus(root: Path, paths: Iterable[Path]) -> Corpus:
     files: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name in sorted(sizes, key=_hash):
         files[{0: "valid", 1: "test"}.get(_hash(name) % 50, "train")].append(name)
-    return Corpus(
+    return Folder(
         root, {split: tuple(names) for split, names in files.items()}, sum(sizes.values())
     )
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from txl_jax import corpora, vocab
 from txl_jax.config import DataConfig
 from txl_jax.corpora import SPLITS, Corpus
 from txl_jax.errors import UserError
-from txl_jax.vocab import Vocab
+from txl_jax.vocab import Vocab, WordsVocab
 
 _FORMAT = 1
 """Raised when the same corpus and settings would give other token files than before."""
@@ -53,10 +54,19 @@ def prepare(cfg: DataConfig) -> TokenFiles:
     Raises UserError for a corpus that cannot be used and a folder that cannot be written.
     """
     corpus = corpora.open_corpus(cfg)
+
+    def counted() -> Iterator[bytes]:
+        for split in SPLITS:
+            for text in reader.documents(split):
+                if split in corpus.counted:
+                    yield text
+
     with _Reader(corpus, cfg, "reading") as reader:
-        vocabulary = vocab.build(
-            cfg.vocab, (text for split in SPLITS for text in reader.documents(split))
-        )
+        if corpus.word_list:
+            vocabulary = WordsVocab.listed(corpus.word_list)
+            deque(counted(), maxlen=0)  # the fingerprint is that of all documents
+        else:
+            vocabulary = vocab.build(cfg.vocab, counted())
     fingerprint = reader.fingerprint()
     folder = Path(cfg.data_dir) / f"{cfg.dataset}-{cfg.vocab}-{fingerprint[:12]}"
     files = _open(folder, fingerprint)
@@ -80,6 +90,8 @@ class _Reader:
     def __init__(self, corpus: Corpus, cfg: DataConfig, action: str):
         self._corpus = corpus
         settings = {"format": _FORMAT, "dataset": cfg.dataset, "vocab": cfg.vocab}
+        if corpus.word_list:
+            settings["words"] = hashlib.sha256(corpus.word_list.read_bytes()).hexdigest()
         self._hash = hashlib.sha256(json.dumps(settings).encode())
         self._bar = tqdm(
             desc=f"{action} {corpus.root}",

@@ -140,8 +140,9 @@ def main(words: list[str]) -> None:
         numbers |= {"loss": score.loss, "bits": score.bits, "perplexity": score.perplexity}
         print(json.dumps(numbers))
     else:
+        shown = trained.vocab.measure.sentence(score.loss)
         print(
-            f"{args.split}: {score.bits:.4f} bits per byte, loss {score.loss:.4f} nats, "
+            f"{args.split}: {shown}, loss {score.loss:.4f} nats, "
             f"over {score.tokens} tokens (step {trained.step}, tgt_len {cfg.tgt_len}, "
             f"mem_len {cfg.mem_len})"
         )

@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 
 from txl_jax import sharding
 from txl_jax.config import ModelConfig, parse_words
-from txl_jax.corpora import END
 from txl_jax.errors import UserError, run_command
 from txl_jax.model import Memory, TransformerXL, abstract
 from txl_jax.trained import load_trained
@@ -136,7 +135,9 @@ def main(words: list[str]) -> None:
         raise UserError(f"tokens is {args.tokens}; it has to be at least 1")
     mesh = sharding.make_mesh()
     trained = load_trained(Path(args.logdir), args.checkpoint, mesh)
-    prompt = trained.vocab.encode(os.fsencode(args.prompt) or END)
+    prompt = trained.vocab.encode(os.fsencode(args.prompt))
+    if not prompt.size:
+        prompt = trained.vocab.start
     cfg = trained.cfg.model
     if args.mem_len is not None:
         cfg = dataclasses.replace(cfg, mem_len=args.mem_len)

@@ -28,6 +28,7 @@ from tensorboardX.proto.event_pb2 import (
 from tensorboardX.record_writer import masked_crc32c
 
 from txl_jax.errors import UserError
+from txl_jax.measure import Measure
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.txt"
@@ -177,8 +178,8 @@ class Progress:
     """Tokens seen."""
     loss: float
     """Nats for each token."""
-    bits: bool
-    """Show the loss as bits per byte as well, otherwise as perplexity."""
+    measure: Measure
+    """What the loss is shown in besides."""
     lr: float
     """Learning rate."""
     step_seconds: float
@@ -198,7 +199,7 @@ def progress_line(at: Progress) -> str:
         f"step {at.step}/{at.steps}",
         f"{_short(at.tokens)} tokens",
         f"loss {at.loss:.4f}",
-        f"bpb {at.loss / math.log(2):.3f}" if at.bits else f"ppl {_perplexity(at.loss):.2f}",
+        at.measure.progress(at.loss),
         f"lr {at.lr:.1e}",
         f"{milliseconds:.0f} ms/step" if milliseconds >= 10 else f"{milliseconds:.1f} ms/step",
         f"{_short(at.tokens_per_sec)} tokens/s",
@@ -206,13 +207,6 @@ def progress_line(at: Progress) -> str:
     if at.mfu is not None:
         parts.append(f"MFU {at.mfu:.1%}")
     return " | ".join([*parts, f"{_duration(at.seconds_left)} left"])
-
-
-def _perplexity(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
 
 
 def _short(number: float) -> str:

@@ -1,25 +1,30 @@
 """The numbers that a run shows: their names in TensorBoard, and what they mean."""
 
-import math
 import resource
 from typing import Any
 
 import jax
 
 from txl_jax.logs import Progress, progress_line
+from txl_jax.measure import Measure
 from txl_jax.pace import Speed
 from txl_jax.step import Totals
 
 
-def learning(totals: Totals) -> dict[str, float]:
-    """Mean loss in nats and bits and mean gradient norm of some steps, and the last one's rate."""
+def learning(totals: Totals, measure: Measure) -> dict[str, float]:
+    """Mean loss in nats and in `measure`, mean gradient norm of some steps, the last one's rate."""
     loss = float(totals.loss / totals.tokens)
     return {
         "learning/loss": loss,
-        "learning/bpc": loss / math.log(2),
+        f"learning/{measure.tag}": measure.of(loss),
         "learning/lr": float(totals.learning_rate),
         "learning/grad_norm": float(totals.grad_norm / totals.steps),
     }
+
+
+def validation(loss: float, measure: Measure) -> dict[str, float]:
+    """Mean loss on the valid split, in nats and in `measure`."""
+    return {"learning/val_loss": loss, f"learning/val_{measure.tag}": measure.of(loss)}
 
 
 def times(speed: Speed) -> dict[str, float]:
@@ -51,7 +56,14 @@ def sizes(params: Any) -> dict[str, float]:
     }
 
 
-def log_line(step: int, steps: int, step_tokens: int, shown: dict[str, float], speed: Speed) -> str:
+def log_line(
+    step: int,
+    steps: int,
+    step_tokens: int,
+    shown: dict[str, float],
+    speed: Speed,
+    measure: Measure,
+) -> str:
     """The line on the terminal after `step` of `steps` steps of `step_tokens` tokens."""
     return progress_line(
         Progress(
@@ -59,7 +71,7 @@ def log_line(step: int, steps: int, step_tokens: int, shown: dict[str, float], s
             steps=steps,
             tokens=step * step_tokens,
             loss=shown["learning/loss"],
-            bits=True,
+            measure=measure,
             lr=shown["learning/lr"],
             step_seconds=speed.step_seconds,
             tokens_per_sec=speed.tokens_per_sec,
@@ -67,3 +79,8 @@ def log_line(step: int, steps: int, step_tokens: int, shown: dict[str, float], s
             seconds_left=(steps - step) * speed.step_seconds,
         )
     )
+
+
+def validation_line(step: int, loss: float, measure: Measure) -> str:
+    """The line on the terminal after a validation."""
+    return f"step {step} | validation loss {loss:.4f} | {measure.progress(loss)}"

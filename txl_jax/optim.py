@@ -91,7 +91,7 @@ def make_schedule(
     warmup = max(cfg.warmup_tokens, step_tokens)
 
     def rate(tokens: jax.Array) -> jax.Array:
-        done = jnp.minimum(tokens / train.max_tokens, 1.0)
+        done = jnp.minimum(tokens / float(train.max_tokens), 1.0)  # may be beyond int32
         if cfg.scheduler == "cosine":
             shape = cfg.final_lr + (1 - cfg.final_lr) * 0.5 * (1 + jnp.cos(jnp.pi * done))
         elif cfg.scheduler == "inv_sqrt":

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from txl_jax import run_folder, storage
-from txl_jax.corpora import END
 from txl_jax.data import TokenFiles
 from txl_jax.evaluate import Evaluator
 from txl_jax.generate import Generator, Sampling
+from txl_jax.measure import BITS_PER_BYTE, Measure
 from txl_jax.trained import Trained
 from txl_jax.vocab import Vocab
 
@@ -28,7 +29,7 @@ class Results:
     step: int
     """Optimizer steps that made the parameters: those with the lowest validation loss."""
     bits: dict[str, dict[str, float]]
-    """Bits per byte, for each split and, as text, each length of memory."""
+    """Bits for each token, by split and, as text, length of memory."""
     tokens: dict[str, int]
     """Tokens of each split, every one predicted once."""
     sample: str
@@ -37,7 +38,7 @@ class Results:
 
 def sample_text(generator: Generator, params: Any, vocab: Vocab, tokens: int) -> str:
     """The first `tokens` tokens of a document, as text."""
-    drawn = itertools.islice(generator(params, vocab.encode(END), seed=0), tokens)
+    drawn = itertools.islice(generator(params, vocab.start, seed=0), tokens)
     return vocab.decode(list(drawn)).decode(errors="replace")
 
 
@@ -75,12 +76,13 @@ def load(logdir: Path) -> Results | None:
         return None
 
 
-def show(logdir: Path, results: Results) -> str:
+def show(logdir: Path, results: Results, measure: Measure) -> str:
     """The results as a small table, the sample, and how to see more."""
     lengths = list(next(iter(results.bits.values())))
-    rows = [["bits per byte", "bytes", *(f"memory {length}" for length in lengths)]]
+    rows = [[measure.name, measure.tokens, *(f"memory {length}" for length in lengths)]]
     for split, values in results.bits.items():
-        rows.append([split, f"{results.tokens[split]}", *(f"{b:.4f}" for b in values.values())])
+        losses = (measure.text(bits * math.log(2)) for bits in values.values())
+        rows.append([split, f"{results.tokens[split]}", *losses])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = [
         "  ".join(
@@ -90,6 +92,8 @@ def show(logdir: Path, results: Results) -> str:
         for row in rows
     ]
     sample = [f"    {line}" for line in results.sample.split("\n")]
+    # Any bytes can be continued, but not any words: only those that the corpus has.
+    prompt = " --prompt 'def main('" if measure is BITS_PER_BYTE else ""
     return "\n".join(
         [
             f"Step {results.step}, the best by validation loss:",
@@ -102,6 +106,6 @@ def show(logdir: Path, results: Results) -> str:
             "",
             f"Logs, samples and checkpoints: {logdir}",
             f"To see them: tensorboard --logdir {logdir}",
-            f"To write more: python -m txl_jax.generate --logdir {logdir} --prompt 'def main('",
+            f"To write more: python -m txl_jax.generate --logdir {logdir}{prompt}",
         ]
     )

@@ -45,12 +45,15 @@ def check(cfg: Config, mesh: Mesh) -> None:
 
 
 def with_vocabulary(cfg: Config, tokens: TokenFiles) -> Config:
-    """`cfg` with n_token filled in from the corpus; UserError if another one is given."""
+    """`cfg` with n_token filled in from the corpus.
+
+    Raises UserError if another one is given, or the cutoffs do not fit it.
+    """
     size = len(tokens.vocab)
-    if not cfg.model.n_token:
-        return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_token=size))
-    if cfg.model.n_token != size:
+    if cfg.model.n_token not in (0, size):
         raise UserError(f"n_token is {cfg.model.n_token} and the corpus has {size}; leave it at 0")
+    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_token=size))
+    model.check(cfg.model)
     return cfg
 
 
@@ -70,7 +73,7 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
     step_tokens = batch * cfg.model.tgt_len
     steps = -(-cfg.train.max_tokens // step_tokens)
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
-    primary = jax.process_index() == 0
+    primary, measure = jax.process_index() == 0, tokens.vocab.measure
     run_folder.open_run(logdir, cfg, command=command, devices=devices, primary=primary)
 
     with caught_signals() as stopped_by, Checkpoints(logdir / CHECKPOINTS) as checkpoints:
@@ -128,9 +131,9 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                 if due(cfg.train.log_every):
                     totals = finite_totals(state, checkpoints)
                     speed = pace.lap()
-                    shown = metrics.learning(totals) | metrics.times(speed)
+                    shown = metrics.learning(totals, measure) | metrics.times(speed)
                     logs.scalars(n, n * step_tokens, shown)
-                    say(metrics.log_line(n, steps, step_tokens, shown, speed))
+                    say(metrics.log_line(n, steps, step_tokens, shown, speed, measure))
                     zero = jax.device_put(Totals.zero(), sharding.repeated(mesh))
                     state = state._replace(totals=zero)
 
@@ -138,9 +141,9 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                     with pace.paused():
                         finite_totals(state, checkpoints)
                         score = evaluator(state.params, valid, "validating")
-                        losses = {"learning/val_loss": score.loss, "learning/val_bpc": score.bits}
+                        losses = metrics.validation(score.loss, measure)
                         logs.scalars(n, n * step_tokens, losses)
-                        say(f"step {n} | validation loss {score.loss:.4f} | bpb {score.bits:.3f}")
+                        say(metrics.validation_line(n, score.loss, measure))
                         if cfg.train.sample_tokens:
                             text = results.sample_text(
                                 generator, state.params, tokens.vocab, cfg.train.sample_tokens
@@ -200,7 +203,7 @@ def main(words: list[str]) -> int:
         trained = load_trained(Path(logdir), "best", mesh)
         found = results.evaluate_run(trained, tokens, mesh)
         results.save(Path(logdir), found)
-    print(results.show(Path(logdir), found))
+    print(results.show(Path(logdir), found, tokens.vocab.measure))
     return 0
 
 
