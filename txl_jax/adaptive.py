@@ -194,6 +194,29 @@ class AdaptiveSoftmax(nnx.Module):
             found.append(head[..., slot : slot + 1] + tail)
         return jnp.concatenate(found, axis=-1)
 
+    def ranks(
+        self, hidden: jax.Array, targets: jax.Array, embedding: AdaptiveEmbedding
+    ) -> jax.Array:
+        """How many entries of the vocabulary are likelier than the target, int32 [B, T].
+
+        Equal ones are not counted, so the rank of a tie is the best of its places; a NaN is counted
+        as likelier. One position of all streams is scored at a time, or as many positions as make
+        2**24 log-probabilities: there is no array [B, T, V] for a large vocabulary.
+
+        Args: as `__call__`.
+        """
+
+        def of_position(hidden_and_targets):
+            hidden, targets = hidden_and_targets
+            log_probs = self.log_probs(hidden, embedding)
+            own = jnp.take_along_axis(log_probs, targets[:, None], axis=-1)
+            return (~(log_probs <= own)).sum(-1, dtype=jnp.int32)
+
+        by_position = hidden.swapaxes(0, 1), jnp.maximum(targets, 0).swapaxes(0, 1)
+        positions = max(1, 2**24 // (targets.shape[0] * self.cfg.n_token))
+        ranks = jax.lax.map(of_position, by_position, batch_size=min(positions, targets.shape[1]))
+        return ranks.swapaxes(0, 1)
+
     def _head_slot(self, i: int) -> int:
         """Column of the head's logits that stands for tail i: the last one for the first tail."""
         return clusters(self.cfg)[0].stop + len(self.biases) - 1 - i

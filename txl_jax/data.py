@@ -264,6 +264,9 @@ class Streams:
     """Predictions from the start of one stream to the start of the next."""
     length: int
     """Predictions of a stream."""
+    context: int = 0
+    """Predictions with which every stream but the first begins that are not its own: their tokens
+    are read, for the sake of memory, but the stream before predicts them."""
 
     @classmethod
     def trimmed(cls, tokens: NDArray[np.integer], batch: int, tgt_len: int) -> Self:
@@ -281,16 +284,45 @@ class Streams:
 
     @classmethod
     def covering(cls, tokens: NDArray[np.integer], batch: int, tgt_len: int) -> Self:
-        """For evaluation: every one of the len(tokens) - 1 predictions once, whatever the batch.
+        """For a quick evaluation: every one of the len(tokens) - 1 predictions once.
 
-        Streams hold n = ceil((len(tokens) - 1) / batch) predictions; the last ones are padded.
+        Streams hold n = ceil((len(tokens) - 1) / batch) predictions; the last ones are padded. Each
+        begins with empty memory, so that a larger batch makes the mean loss a little higher.
 
         Raises UserError where there are fewer than two tokens.
         """
-        if len(tokens) < 2:
-            raise UserError(f"{len(tokens)} tokens hold nothing to predict: 2 or more are needed")
-        n = -(-(len(tokens) - 1) // batch)
+        n = -(-_predictions(tokens) // batch)
         return cls(np.asarray(tokens), batch, tgt_len, stride=n, length=n)
+
+    @classmethod
+    def seamless(
+        cls, tokens: NDArray[np.integer], batch: int, tgt_len: int, context: int, together: int = 1
+    ) -> Self:
+        """For an exact evaluation: every prediction once, as if there were one stream.
+
+        Streams are cut where the segments of one stream end, and every stream but the first reads
+        `context` segments before its own ones. The first has as many more of its own, so that all
+        take equally long: batch x n + context segments cover the text, for the least n. If
+        `context` reaches as far back as a prediction can look, its loss does not depend on batch.
+
+        Args:
+          context: segments that are read before those that count.
+          together: streams are cut only between blocks of this many segments (where memory is
+            emptied before each block, context can be 0).
+
+        Raises UserError where there are fewer than two tokens.
+        """
+        segments = -(-_predictions(tokens) // tgt_len)
+        blocks = -(-max(1, segments - context) // together)
+        own = together * -(-blocks // batch)
+        return cls(
+            np.asarray(tokens),
+            batch,
+            tgt_len,
+            stride=own * tgt_len,
+            length=min(context + own, segments) * tgt_len,
+            context=context * tgt_len,
+        )
 
     def __len__(self) -> int:
         """Segments in an epoch."""
@@ -298,15 +330,23 @@ class Streams:
 
     @property
     def n_tokens(self) -> int:
-        """Predictions in an epoch, padding not counted."""
-        return min(self.batch * self.length, len(self.tokens) - 1)
+        """Predictions in an epoch, padding and context not counted."""
+        own = max(0, self.length - self.context)
+        return min(self.length + (self.batch - 1) * own, len(self.tokens) - 1)
+
+    @property
+    def n_context(self) -> int:
+        """Tokens that streams with predictions of their own read as context."""
+        others = -(-(len(self.tokens) - 1 - self.context) // self.stride) - 1
+        return self.context * min(max(0, others), self.batch - 1)
 
     def segment(
         self, i: int, rows: slice = slice(None)
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Inputs and targets of segment i, int32 [rows, T] each; padding is input 0, target -1.
 
-        Only the tokens of these rows are read. Raises IndexError where there is no segment i.
+        Targets of context are -1 too. Only the tokens of these rows are read. Raises IndexError
+        where there is no segment i.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"segment {i} of {len(self)}")
@@ -319,8 +359,15 @@ class Streams:
             left = min(self.length - done, len(self.tokens) - 1 - start)
             n = max(0, min(self.tgt_len, left))
             inputs[row, :n] = self.tokens[start : start + n]
-            targets[row, :n] = self.tokens[start + 1 : start + n + 1]
+            skipped = min(n, max(0, self.context - done)) if stream else 0
+            targets[row, skipped:n] = self.tokens[start + skipped + 1 : start + n + 1]
         return inputs, targets
+
+
+def _predictions(tokens: NDArray[np.integer]) -> int:
+    if len(tokens) < 2:
+        raise UserError(f"{len(tokens)} tokens hold nothing to predict: 2 or more are needed")
+    return len(tokens) - 1
 
 
 def check_length(n_tokens: int, batch: int, tgt_len: int) -> None:

@@ -1,115 +1,49 @@
-"""Loss of a trained model over a whole split: `python -m txl_jax.evaluate --logdir DIR`.
+"""How well a trained model predicts a whole text: `python -m txl_jax.evaluate --logdir DIR`.
 
-Letters: B batch, T tgt_len, L layers, M mem_len, D d_model.
+Every token but the first is predicted once, with the memory that it has if the text is read from
+its beginning to its end, whatever the batch and the number of devices. --sweep shows what memory is
+worth; --preset takes the settings of the paper.
 """
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from txl_jax import data, sharding
+from txl_jax import data, presets, sharding, sweep
 from txl_jax.config import ModelConfig, parse_words
-from txl_jax.data import Streams
-from txl_jax.errors import run_command
-from txl_jax.model import Memory, abstract
-from txl_jax.trained import load_trained
+from txl_jax.errors import UserError, run_command
+from txl_jax.evaluator import Evaluator, Score
+from txl_jax.measure import BITS_PER_BYTE, PERPLEXITY, Measure
+from txl_jax.trained import Trained, load_trained
+from txl_jax.vocab import Vocab
 
-
-@dataclass(frozen=True)
-class Score:
-    """Mean loss over the tokens of a text."""
-
-    loss: float
-    """Nats for each token."""
-    tokens: int
-    """How many tokens were predicted, each once."""
-
-    @property
-    def bits(self) -> float:
-        """Bits for each token: bits per byte where tokens are bytes."""
-        return self.loss / math.log(2)
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
-
-
-class Evaluator:
-    """Computes the loss of parameters over whole texts, with the settings of one config.
-
-    `cfg` may differ from the training's in tgt_len, mem_len, clamp_len and same_length.
-
-    Raises:
-      UserError: the devices do not divide `batch`, or the config cannot work.
-    """
-
-    def __init__(self, cfg: ModelConfig, mesh: Mesh, batch: int, option: str = "batch"):
-        sharding.check_batch(mesh, option, batch)
-        graphdef, _ = abstract(cfg, mesh)
-        self._tgt_len, self._batch = cfg.tgt_len, batch
-        self._rows = sharding.local_rows(mesh, batch)
-        everywhere, by_row = sharding.repeated(mesh), sharding.split(mesh, axis=0)
-        self._by_row = by_row
-        memory = Memory(sharding.split(mesh, 1), everywhere)  # pyright: ignore[reportArgumentType]
-
-        def segment(params: Any, memory: Memory, inputs: jax.Array, targets: jax.Array):
-            loss, memory = nnx.merge(graphdef, params)(inputs, targets, memory)
-            return loss.sum(), memory
-
-        self._empty = jax.jit(lambda: Memory.empty(cfg, batch), out_shardings=memory)
-        self._segment = jax.jit(
-            segment,
-            in_shardings=(everywhere, memory, by_row, by_row),
-            out_shardings=(everywhere, memory),
-            donate_argnums=1,
-        )
-
-    def __call__(self, params: Any, tokens: NDArray[np.integer], what: str = "evaluating") -> Score:
-        """The score of `params` on `tokens` [n]: n - 1 predictions, each made once.
-
-        The text is cut into `batch` streams; memory starts empty in each and is carried to its end.
-        """
-        return self.over(params, Streams.covering(tokens, self._batch, self._tgt_len), what)
-
-    def over(self, params: Any, streams: Streams, what: str = "evaluating") -> Score:
-        """The score of `params` on streams of this evaluator's batch and tgt_len."""
-        memory = self._empty()
-        sums = []
-        for i in tqdm(
-            range(len(streams)), desc=what, unit="segment", delay=2, leave=False, disable=None
-        ):
-            inputs, targets = (
-                jax.make_array_from_process_local_data(self._by_row, rows)
-                for rows in streams.segment(i, self._rows)
-            )
-            loss, memory = self._segment(params, memory, inputs, targets)
-            sums.append(loss)
-        nats = np.sum(jax.device_get(sums), dtype=np.float64)
-        return Score(float(nats / streams.n_tokens), streams.n_tokens)
+SETTINGS = ("tgt_len", "mem_len", "clamp_len", "same_length")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to evaluate, and how; settings that are not given are those of the training."""
+    """What to evaluate, and how.
+
+    Settings that are not given are those of the preset, or else those of the training.
+    """
 
     logdir: str
     """Folder of the run."""
-    split: Literal["train", "valid", "test"] = "test"
-    """Part of the corpus."""
+    split: Literal["train", "valid", "test"] | None = None
+    """Part of the corpus; None: test, if there is no --text."""
+    text: str = ""
+    """File to evaluate instead of a part of the corpus."""
     checkpoint: Literal["best", "latest"] = "best"
     """The step with the lowest validation loss, or the newest."""
     batch: int | None = None
-    """Streams into which the split is cut, over all devices."""
+    """Streams into which the text is cut, over all devices."""
+    preset: str = ""
+    """The paper's evaluation settings, by config: wt103_base, wt103_large, enwik8_base …"""
     tgt_len: int | None = None
     """Tokens that are predicted in one segment."""
     mem_len: int | None = None
@@ -118,34 +52,146 @@ class Arguments:
     """Distances beyond this count as this; -1: no limit."""
     same_length: bool | None = None
     """Let every query see exactly mem_len keys."""
+    reset_every: int | None = None
+    """Empty memory before every n-th segment; None: never."""
+    sweep: tuple[int, ...] = ()
+    """Lengths of memory: a table of scores, and a PNG of perplexity against mem_len."""
+    out: str = ""
+    """File of that PNG; empty: sweep-TEXT.png in the run's folder."""
+    accuracy: bool = True
+    """Also accuracy@1, accuracy@5 and MRR@5, which take the whole softmax for every token."""
     json: bool = False
-    """Print one line of JSON."""
+    """Print a line of JSON (with --sweep one for each length) and nothing else."""
+
+
+def check(args: Arguments) -> None:
+    """Raises UserError, in one line, for the first argument that cannot work."""
+    if args.split and args.text:
+        raise UserError("--split and --text are two texts; leave one of them out")
+    if args.sweep and args.mem_len is not None:
+        raise UserError("--sweep says which mem_len there are; leave --mem-len out")
+    if args.out and not args.sweep:
+        raise UserError("--out names the picture of a sweep; add --sweep, as in --sweep 0 64 128")
+    if args.out and (Path(args.out).is_dir() or not Path(args.out).absolute().parent.is_dir()):
+        raise UserError(f"--out {args.out} is not a file in a folder that exists")
+
+
+def settings(args: Arguments, trained: ModelConfig) -> ModelConfig:
+    """The training's config with what the preset changes, and then with what is given."""
+    if args.preset:
+        preset = dataclasses.asdict(presets.find(args.preset))
+        trained = dataclasses.replace(trained, **preset)
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    return dataclasses.replace(trained, **given)
+
+
+def read_text(path: Path, vocab: Vocab) -> NDArray[np.integer]:
+    """Tokens of a file as it is; UserError where it cannot be read or has none to predict."""
+    try:
+        tokens = vocab.encode(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if len(tokens) < 2:
+        raise UserError(f"{path} has {len(tokens)} of the 2 tokens or more that it takes")
+    return tokens
+
+
+def chosen_text(args: Arguments, trained: Trained) -> tuple[str, NDArray[np.integer]]:
+    """What the text is called, and its tokens."""
+    if args.text:
+        return args.text, read_text(Path(args.text), trained.vocab)
+    tokens = data.prepare(trained.cfg.data)
+    trained.check_corpus(tokens)
+    split = args.split or "test"
+    return split, tokens.splits[split]
+
+
+def bits_per_character(score: Score, vocab: Vocab, tokens: NDArray[np.integer]) -> float:
+    """Bits for each character of what was predicted; for each byte where tokens are bytes."""
+    if vocab.measure is BITS_PER_BYTE:
+        return score.bits
+    characters = sum(
+        len(vocab.decode(tokens[start : start + 1_000_000]).decode())
+        for start in range(1, len(tokens), 1_000_000)
+    )
+    return score.bits * score.tokens / characters
+
+
+def numbers(score: Score, character_bits: float) -> dict[str, Any]:
+    """A score as it stands in JSON."""
+    shown: dict[str, Any] = {"tokens": score.tokens, "context": score.context}
+    shown |= {"loss": score.loss, "perplexity": score.perplexity}
+    shown |= {"bits": score.bits, "bits_per_character": character_bits}
+    return shown | (dataclasses.asdict(score.ranking) if score.ranking else {})
+
+
+def columns(score: Score, character_bits: float, measure: Measure) -> dict[str, str]:
+    """A score as people read it, by name; what losses are shown in elsewhere comes first."""
+    shown = {measure.name: measure.text(score.loss), "loss": f"{score.loss:.4f}"}
+    if measure is BITS_PER_BYTE:
+        shown["perplexity"] = PERPLEXITY.text(score.loss)
+    else:
+        shown["bits per character"] = f"{character_bits:.4f}"
+    if ranking := score.ranking:
+        shown["accuracy@1"] = f"{ranking.accuracy_1:.4f}"
+        shown["accuracy@5"] = f"{ranking.accuracy_5:.4f}"
+        shown["MRR@5"] = f"{ranking.mrr_5:.4f}"
+    return shown
+
+
+def described(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
 
 
 def main(words: list[str]) -> None:
     args = parse_words(Arguments, None, "python -m txl_jax.evaluate", __doc__ or "", words)
+    check(args)
     mesh = sharding.make_mesh()
     trained = load_trained(Path(args.logdir), args.checkpoint, mesh)
-    settings = ("tgt_len", "mem_len", "clamp_len", "same_length")
-    given = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
-    cfg = dataclasses.replace(trained.cfg.model, **given)
+    cfg, measure = settings(args, trained.cfg.model), trained.vocab.measure
     batch = args.batch if args.batch is not None else trained.cfg.train.eval_batch
-    evaluator = Evaluator(cfg, mesh, batch)
-    tokens = data.prepare(trained.cfg.data)
-    trained.check_corpus(tokens)
-    score = evaluator(trained.params, tokens.splits[args.split], f"evaluating {args.split}")
-    if args.json:
-        numbers = {"split": args.split, "step": trained.step, "tokens": score.tokens}
-        numbers |= {name: getattr(cfg, name) for name in settings} | {"batch": batch}
-        numbers |= {"loss": score.loss, "bits": score.bits, "perplexity": score.perplexity}
-        print(json.dumps(numbers))
-    else:
-        shown = trained.vocab.measure.sentence(score.loss)
-        print(
-            f"{args.split}: {shown}, loss {score.loss:.4f} nats, "
-            f"over {score.tokens} tokens (step {trained.step}, tgt_len {cfg.tgt_len}, "
-            f"mem_len {cfg.mem_len})"
+    evaluators = {
+        mem_len: Evaluator(
+            dataclasses.replace(cfg, mem_len=mem_len),
+            mesh,
+            batch,
+            ranks=args.accuracy,
+            reset_every=args.reset_every,
         )
+        for mem_len in sorted(set(args.sweep)) or [cfg.mem_len]
+    }
+    text, tokens = chosen_text(args, trained)
+    common = {"step": trained.step, "batch": batch, "reset_every": args.reset_every}
+    common |= {name: getattr(cfg, name) for name in SETTINGS if name != "mem_len"}
+    perplexities: dict[int, float] = {}
+    for mem_len, evaluator in evaluators.items():
+        score = evaluator.exact(trained.params, tokens, f"{text}, mem_len {mem_len}")
+        character_bits = bits_per_character(score, trained.vocab, tokens)
+        shown = columns(score, character_bits, measure)
+        own = common | {"mem_len": mem_len}
+        if args.json:
+            which = {"text" if args.text else "split": text}
+            print(json.dumps(which | own | numbers(score, character_bits)), flush=True)
+        elif args.sweep:
+            row = {"mem_len": f"{mem_len}"} | shown | {"read again": f"{score.context}"}
+            if not perplexities:
+                print(f"{text}: {score.tokens} tokens, each predicted once ({described(common)})")
+                print("  ".join(row))
+            print("  ".join(cell.rjust(len(name)) for name, cell in row.items()), flush=True)
+        else:
+            print(f"{text}: {described(shown)}")
+            print(
+                f"{score.tokens} tokens, each predicted once; {score.context} of them were read "
+                f"again as context ({described(own)})"
+            )
+        perplexities[mem_len] = score.perplexity
+    if args.sweep:
+        out = Path(args.out or trained.logdir / f"sweep-{Path(text).stem}.png")
+        sweep.draw(out, f"{text} ({trained.logdir}, step {trained.step})", perplexities)
+        if not args.json:
+            print(f"Perplexity against mem_len: {out}")
 
 
 if __name__ == "__main__":

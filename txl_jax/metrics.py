@@ -1,5 +1,6 @@
 """The numbers that a run shows: their names in TensorBoard, and what they mean."""
 
+import math
 import resource
 from typing import Any
 

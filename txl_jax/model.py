@@ -259,9 +259,7 @@ class TransformerXL(nnx.Module):
           (loss, memory): float32 [B, T] in nats; the memory carries no gradient.
         """
         hidden, memory = self.hidden(inputs, memory, key)
-        with jax.named_scope("loss"):
-            loss = self.output(hidden, targets, self.embedding)
-            return jnp.where(targets < 0, 0.0, loss), memory
+        return self.loss(hidden, targets), memory
 
     def hidden(
         self, inputs: jax.Array, memory: Memory, key: jax.Array | None = None
@@ -309,6 +307,21 @@ class TransformerXL(nnx.Module):
         x, remembered = jax.lax.scan(one_layer, x, scanned)
         filled = jnp.minimum(memory.filled + tgt_len, mem_len)
         return dropout(x, cfg.dropout, keys[3]), Memory(remembered, filled)
+
+    def loss(self, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+        """Loss, float32 [B, T], of targets int32 [B, T] that follow hidden [B, T, D]."""
+        with jax.named_scope("loss"):
+            loss = self.output(hidden, targets, self.embedding)
+            return jnp.where(targets < 0, 0.0, loss)
+
+    def ranks(self, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+        """For each target, how many tokens are likelier after hidden [B, T, D]: int32 [B, T].
+
+        0 is the best; what is given for a negative target is of no use. Equally likely tokens do
+        not stand before each other.
+        """
+        with jax.named_scope("ranks"):
+            return self.output.ranks(hidden, targets, self.embedding)
 
     def _added_positions(self, n_keys: int) -> jax.Array | None:
         """Position embeddings that belong to the inputs of each layer, [L, S, D].

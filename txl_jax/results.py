@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from txl_jax import run_folder, storage
 from txl_jax.data import TokenFiles
-from txl_jax.evaluate import Evaluator
+from txl_jax.evaluator import Evaluator
 from txl_jax.generate import Generator, Sampling
 from txl_jax.measure import BITS_PER_BYTE, Measure
 from txl_jax.trained import Trained
@@ -54,7 +54,8 @@ def evaluate_run(trained: Trained, tokens: TokenFiles, mesh: Mesh) -> Results:
         evaluator = Evaluator(model, mesh, cfg.train.eval_batch, "eval_batch")
         for split in _SPLITS:
             what = f"evaluating {split} with memory {mem_len}"
-            bits[split][str(mem_len)] = evaluator(trained.params, tokens.splits[split], what).bits
+            score = evaluator.exact(trained.params, tokens.splits[split], what)
+            bits[split][str(mem_len)] = score.bits
     generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
     text = sample_text(generator, trained.params, trained.vocab, max(cfg.train.sample_tokens, 400))
     n_tokens = {split: len(tokens.splits[split]) - 1 for split in _SPLITS}

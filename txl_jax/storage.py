@@ -9,13 +9,18 @@ DRAFT = ".tmp"
 
 
 def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, for text."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Replaces the file in one step: a reader sees the old content or the new, never a part.
 
     Raises OSError where the folder cannot be written or the disk is full; the old content stays.
     """
     draft = path.with_name(path.name + DRAFT)
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with draft.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)

@@ -33,7 +33,7 @@ from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config
 from txl_jax.data import Streams, TokenFiles
 from txl_jax.errors import UserError, run_command
-from txl_jax.evaluate import Evaluator
+from txl_jax.evaluator import Evaluator
 from txl_jax.generate import Generator, Sampling
 from txl_jax.logs import Logs
 from txl_jax.pace import Pace

@@ -1,0 +1,169 @@
+"""How well parameters predict whole texts.
+
+Letters: B batch, T tgt_len, L layers, M mem_len, D d_model, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from txl_jax import sharding
+from txl_jax.config import ModelConfig
+from txl_jax.data import Streams
+from txl_jax.errors import UserError
+from txl_jax.model import Memory, TransformerXL, abstract
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where the tokens of a text stand among all of the vocabulary, as in the fork's eval.py.
+
+    Tokens that are equally likely share the best of their places.
+    """
+
+    accuracy_1: float
+    """Part of the tokens that were held to be the likeliest."""
+    accuracy_5: float
+    """Part of the tokens that were among the five likeliest."""
+    mrr_5: float
+    """Mean of 1 / place, of 0 beyond the fifth place."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over the tokens of a text."""
+
+    loss: float
+    """Nats for each token."""
+    tokens: int
+    """How many tokens were predicted, each once."""
+    ranking: Ranking | None = None
+    """None where it was not asked for."""
+    context: int = 0
+    """How many tokens were read once more, for the sake of memory."""
+
+    @property
+    def bits(self) -> float:
+        """Bits for each token: bits per byte where tokens are bytes."""
+        return self.loss / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+
+def context_segments(cfg: ModelConfig) -> int:
+    """Segments before a segment on which its losses depend: L x ceil(M / T).
+
+    Memory holds the inputs of a layer at M earlier positions, and each of these depends on the M
+    positions before the segment in which it was computed, one layer below.
+    """
+    return cfg.n_layer * -(-cfg.mem_len // cfg.tgt_len)
+
+
+class Evaluator:
+    """Computes the score of parameters on whole texts, with the settings of one config.
+
+    Calling it is quick: the text is cut into `batch` streams, memory starts empty in each and is
+    carried to its end. `exact` gives what one stream would give.
+
+    Args:
+      cfg: may differ from the training's in tgt_len, mem_len, clamp_len and same_length.
+      option: what the command line calls `batch`.
+      ranks: compute the ranking too, which takes the probabilities of the whole vocabulary.
+      reset_every: empty memory before every n-th segment (the fork's short-memory evaluations,
+        `reset_mems_interval`); None: never.
+
+    Raises:
+      UserError: the devices do not divide `batch`, or the config or `reset_every` cannot work.
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        mesh: Mesh,
+        batch: int,
+        option: str = "batch",
+        ranks: bool = False,
+        reset_every: int | None = None,
+    ):
+        if reset_every is not None and reset_every < 1:
+            raise UserError(f"reset_every is {reset_every}; it has to be at least 1")
+        sharding.check_batch(mesh, option, batch)
+        graphdef, _ = abstract(cfg, mesh)
+        self.cfg, self.batch, self.reset_every = cfg, batch, reset_every
+        self._rows = sharding.local_rows(mesh, batch)
+        everywhere, by_row = sharding.repeated(mesh), sharding.split(mesh, axis=0)
+        self._by_row = by_row
+        memory = Memory(sharding.split(mesh, 1), everywhere)  # pyright: ignore[reportArgumentType]
+
+        def segment(params: Any, memory: Memory, inputs: jax.Array, targets: jax.Array):
+            xl: TransformerXL = nnx.merge(graphdef, params)
+            hidden, memory = xl.hidden(inputs, memory)
+            sums = {"loss": xl.loss(hidden, targets).sum()}
+            if ranks:
+                place = 1.0 + xl.ranks(hidden, targets).astype(jnp.float32)
+                place = jnp.where(targets < 0, jnp.inf, place)
+                sums["accuracy_1"] = (place <= 1).sum()
+                sums["accuracy_5"] = (place <= 5).sum()
+                sums["mrr_5"] = jnp.where(place <= 5, 1 / place, 0.0).sum()
+            return sums, memory
+
+        self._empty = jax.jit(lambda: Memory.empty(cfg, batch), out_shardings=memory)
+        self._segment = jax.jit(
+            segment,
+            in_shardings=(everywhere, memory, by_row, by_row),
+            out_shardings=(everywhere, memory),
+            donate_argnums=1,
+        )
+
+    def __call__(self, params: Any, tokens: NDArray[np.integer], what: str = "evaluating") -> Score:
+        """The score of `params` on `tokens` [n]: n - 1 predictions, each made once.
+
+        A larger batch is faster, and a little worse, as more streams begin without memory.
+        """
+        return self.over(params, Streams.covering(tokens, self.batch, self.cfg.tgt_len), what)
+
+    def exact(self, params: Any, tokens: NDArray[np.integer], what: str = "evaluating") -> Score:
+        """As a call, but the score is that of batch 1, up to rounding.
+
+        Every stream but the first reads what its memory depends on once more: L x ceil(M / T) x T
+        tokens. With a larger batch these add up, and the score tells how many there were. With
+        `reset_every`, streams begin where memory is emptied, and nothing is read again.
+        """
+        reset = self.reset_every
+        context = 0 if reset else context_segments(self.cfg)
+        streams = Streams.seamless(tokens, self.batch, self.cfg.tgt_len, context, reset or 1)
+        return self.over(params, streams, what)
+
+    def over(self, params: Any, streams: Streams, what: str = "evaluating") -> Score:
+        """The score of `params` on streams of this evaluator's batch and tgt_len."""
+        memory = self._empty()
+        found = []
+        for i in tqdm(
+            range(len(streams)), desc=what, unit="segment", delay=2, leave=False, disable=None
+        ):
+            if self.reset_every and i % self.reset_every == 0:
+                memory = self._empty()
+            inputs, targets = (
+                jax.make_array_from_process_local_data(self._by_row, rows)
+                for rows in streams.segment(i, self._rows)
+            )
+            sums, memory = self._segment(params, memory, inputs, targets)
+            found.append(sums)
+        host = jax.device_get(found)
+        means = {
+            name: float(np.sum([sums[name] for sums in host], dtype=np.float64) / streams.n_tokens)
+            for name in host[0]
+        }
+        loss = means.pop("loss")
+        ranking = Ranking(**means) if means else None
+        return Score(loss, streams.n_tokens, ranking, streams.n_context)
