@@ -52,11 +52,13 @@ def prepare(cfg: DataConfig) -> TokenFiles:
 
     Raises UserError for a corpus that cannot be used and a folder that cannot be written.
     """
+    given = vocab.load(Path(cfg.vocab_file)) if cfg.vocab_file else None
     corpus = corpora.open_corpus(cfg)
     with _Reader(corpus, cfg, "reading") as reader:
-        vocabulary = vocab.build(
-            cfg.vocab, (text for split in SPLITS for text in reader.documents(split))
-        )
+        texts = (text for split in SPLITS for text in reader.documents(split))
+        vocabulary = vocab.build(cfg.vocab, texts) if given is None else given
+        for _ in texts:  # what has not been read yet has to be hashed as well
+            pass
     fingerprint = reader.fingerprint()
     folder = Path(cfg.data_dir) / f"{cfg.dataset}-{cfg.vocab}-{fingerprint[:12]}"
     files = _open(folder, fingerprint)
@@ -80,6 +82,8 @@ class _Reader:
     def __init__(self, corpus: Corpus, cfg: DataConfig, action: str):
         self._corpus = corpus
         settings = {"format": _FORMAT, "dataset": cfg.dataset, "vocab": cfg.vocab}
+        if cfg.vocab_file:
+            settings["vocab_file"] = Path(cfg.vocab_file).read_text("utf-8")
         self._hash = hashlib.sha256(json.dumps(settings).encode())
         self._bar = tqdm(
             desc=f"{action} {corpus.root}",

@@ -111,13 +111,13 @@ def make_train_step(
         state: TrainState, inputs: jax.Array, targets: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         n_targets = (targets >= 0).sum().astype(jnp.float32)
-        filled = jnp.where(state.step % segments == 0, 0, state.memory.filled)
+        begun = state.memory.restarted(cfg.model, state.step % segments == 0)
 
         def part(carry, part_of_batch):
             loss_so_far, gradients_so_far = carry
             inputs, targets, hidden, key = part_of_batch
             (loss, memory), gradients = jax.value_and_grad(loss_of_part, has_aux=True)(
-                state.params, inputs, targets, Memory(hidden, filled), key, n_targets
+                state.params, inputs, targets, Memory(hidden, begun.filled), key, n_targets
             )
             gradients = jax.tree.map(jnp.add, gradients_so_far, gradients)
             return (loss_so_far + loss, gradients), memory
@@ -128,7 +128,7 @@ def make_train_step(
         (loss, gradients), memory = jax.lax.scan(
             part,
             (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params)),
-            (inputs, targets, state.memory.hidden, dropout_keys),
+            (inputs, targets, begun.hidden, dropout_keys),
         )
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(gradients)
