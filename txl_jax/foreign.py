@@ -40,6 +40,8 @@ class Foreign:
     """The vocabulary by id, if it is there."""
     step: int = 0
     """Optimizer steps that made it, if that is known."""
+    notes: tuple[str, ...] = ()
+    """What it computes in another way than it will here."""
 
 
 def read(path: Path) -> Foreign:
@@ -208,12 +210,14 @@ def _of_nvidia(path: Path, found: Mapping[str, Any]) -> Foreign:
     if isinstance(stated, Mapping):
         settings |= _stated(stated)
     step = found.get("train_step")
+    notes = ("a query sees mem_len keys, one fewer than in NVIDIA's same_length",)
     return Foreign(
         "checkpoint of NVIDIA's version",
         tensors,
         settings,
         symbols_of(found.get("vocab")),
         step if isinstance(step, int) else 0,
+        notes if settings.get("same_length") else (),
     )
 
 

@@ -344,6 +344,7 @@ def import_weights(args: ImportArguments, command: list[str]) -> str:
         f"{args.weights}: {found.kind}; all its {len(found.tensors)} tensors, "
         f"{n_parameters:,} parameters, are in {logdir}",
         "model: " + _in_words(cfg, [f.name for f in dataclasses.fields(cfg)]),
+        *found.notes,
     ]
     if unknown:
         lines.append(

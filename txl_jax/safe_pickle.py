@@ -99,15 +99,17 @@ def load(
         ) from None
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    # The unpickler that is written in Python: a pickle of a few bytes can have the one in C take
+    # gigabytes for its list of objects.
     known: Mapping[str, Any]
     outside: Callable[[Any], Any] | None
 
-    def find_class(self, module: str, name: str, /) -> Any:
+    def find_class(self, module: str, name: str) -> Any:
         path = f"{_PYTHON_2.get(module, module)}.{name}"
         return self.known[path] if path in self.known else _passive(path)
 
-    def persistent_load(self, pid: Any, /) -> Any:
+    def persistent_load(self, pid: Any) -> Any:
         if self.outside is None:
             raise ValueError("an object outside the pickle")
         return self.outside(pid)

@@ -9,6 +9,7 @@ A file is a pickle in which tensors refer to storages (flat arrays that several 
 A file that is a plain pickle (vocabularies are) is read as well.
 """
 
+import io
 import itertools
 import math
 import pickle
@@ -142,10 +143,12 @@ def _read_zip(file: IO[bytes], path: Path) -> Any:
                     storages[key] = np.frombuffer(values, storage_type.dtype)
                 return _Storage(storages[key][:size])
 
-            with archive.open(names[0]) as part:
-                return safe_pickle.load(part, path, _FUNCTIONS, persistent)  # pyright: ignore[reportArgumentType]
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+            part = io.BytesIO(archive.read(names[0]))
+            return safe_pickle.load(part, path, _FUNCTIONS, persistent)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # a damaged archive can raise anything
+        raise UserError(f"{path} is damaged ({type(error).__name__})") from None
 
 
 def _read_legacy(file: IO[bytes], path: Path) -> Any:
