@@ -48,6 +48,9 @@ class ModelConfig:
     """Tokens T that are predicted in one segment."""
     mem_len: int = 64
     """Hidden states M that are remembered for each layer."""
+    zero_memory: bool = False
+    """Begin with a memory full of zeros that queries see, as TensorFlow's original and Hugging Face
+    do; otherwise it is empty and fills up, as the PyTorch original's."""
     same_length: bool = False
     """Let every query see exactly mem_len keys, itself included, once memory is full."""
     clamp_len: int = -1
@@ -105,6 +108,8 @@ class DataConfig:
     """bytes: one token for each byte value that occurs in the corpus, as the original's enwik8;
     words: one for each word between white space, as the original's WikiText-103.
     """
+    vocab_file: str = ""
+    """vocab.json of a run, whose vocabulary is used instead of the corpus' own; empty: its own."""
     data_dir: str = "data"
     """Folder of the prepared token files, and of the named data sets."""
 

@@ -93,6 +93,7 @@ def survey(cfg: DataConfig) -> Survey:
 
     Raises UserError for a corpus that cannot be used.
     """
+    given = vocab.load(Path(cfg.vocab_file)) if cfg.vocab_file else None
     corpus = corpora.open_corpus(cfg)
     n_tokens: dict[str, int] = {split: 0 for split in SPLITS}
 
@@ -104,11 +105,11 @@ def survey(cfg: DataConfig) -> Survey:
                     yield text
 
     with _Reader(corpus, cfg, "reading") as reader:
-        if corpus.word_list:
-            vocabulary = WordsVocab.listed(corpus.word_list)
-            deque(documents(), maxlen=0)  # the fingerprint is that of all documents
-        else:
-            vocabulary = vocab.build(cfg.vocab, documents())
+        if given is None and corpus.word_list:
+            given = WordsVocab.listed(corpus.word_list)
+        texts = documents()
+        vocabulary = vocab.build(cfg.vocab, texts) if given is None else given
+        deque(texts, maxlen=0)  # the fingerprint is that of all documents
     return Survey(cfg, corpus, vocabulary, n_tokens, reader.fingerprint())
 
 
@@ -125,6 +126,8 @@ class _Reader:
         settings = {"format": _FORMAT, "dataset": cfg.dataset, "vocab": cfg.vocab}
         if corpus.word_list:
             settings["words"] = hashlib.sha256(corpus.word_list.read_bytes()).hexdigest()
+        if cfg.vocab_file:
+            settings["vocab_file"] = Path(cfg.vocab_file).read_text("utf-8")
         self._hash = hashlib.sha256(json.dumps(settings).encode())
         self._bar = tqdm(
             desc=f"{action} {corpus.root}",

@@ -30,9 +30,17 @@ class Memory(NamedTuple):
 
     @staticmethod
     def empty(cfg: ModelConfig, batch: int) -> "Memory":
-        """Memory of `batch` streams that have not begun."""
+        """Memory of `batch` streams that have not begun; with zero_memory its zeros are seen."""
         shape = (cfg.n_layer, batch, cfg.mem_len, cfg.d_model)
-        return Memory(jnp.zeros(shape, cfg.dtype), jnp.zeros((), jnp.int32))
+        filled = cfg.mem_len if cfg.zero_memory else 0
+        return Memory(jnp.zeros(shape, cfg.dtype), jnp.full((), filled, jnp.int32))
+
+    def restarted(self, cfg: ModelConfig, now: jax.Array) -> "Memory":
+        """As it is, or, where the bool `now` says so, as `empty` makes it."""
+        if not cfg.zero_memory:  # what `filled` does not count is not seen
+            return Memory(self.hidden, jnp.where(now, 0, self.filled))
+        hidden = jnp.where(now, jnp.zeros_like(self.hidden), self.hidden)
+        return Memory(hidden, jnp.where(now, cfg.mem_len, self.filled))
 
 
 class LayerNorm(nnx.Module):

@@ -1,8 +1,10 @@
 """The folder of a run: which config it belongs to, and what started it when.
 
-    config.json   the config, every field, as `dataclasses.asdict`
-    run.json      {"starts": [...]}: command, versions, source revision, devices and time of each
-                  start, the first one first
+    config.json     the config, every field, as `dataclasses.asdict`
+    run.json        {"starts": [...]}: command, versions, source revision, devices and time of each
+                    start, the first one first
+    imported.json   only where the weights come from another program: which one's they are, and what
+                    was not known of them; such a run has no state to go on from
 
 Whether a run is finished is the step of its newest checkpoint, not a file here.
 """
@@ -26,6 +28,7 @@ from txl_jax.errors import UserError
 
 CONFIG = "config.json"
 STARTS = "run.json"
+IMPORTED = "imported.json"
 _LEFT_OVER = {CONFIG + storage.DRAFT}  # of a start that was killed
 _SOURCE = Path(__file__).resolve().parent.parent
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -68,6 +71,12 @@ def check(logdir: Path, cfg: Config) -> list[dict[str, Any]]:
             _check_empty(logdir)
     starts: list[dict[str, Any]] = []
     if is_run:
+        if (logdir / IMPORTED).exists():
+            raise UserError(
+                f"{logdir} holds imported weights and no run that could go on; take another "
+                f"--logdir, and start from these weights with --init-from {logdir} "
+                f"--vocab-file {logdir / 'vocab.json'}"
+            )
         _check_same(logdir, read_config(logdir), cfg)
         starts = _read_starts(logdir)
     with writable(logdir):
@@ -140,21 +149,21 @@ def _from_dict(kind: type, values: Any, where: str) -> Any:
             value = _from_dict(hint, value, where)  # pyright: ignore[reportArgumentType]
         elif isinstance(value, list):
             value = tuple(value)
-        if not _fits(value, hint):
+        if not fits(value, hint):
             raise UserError(f"{where} is damaged: {name} cannot be {value!r}")
         fields[name] = value
     return kind(**fields)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON has the type that a config's field declares."""
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON (its lists as tuples) has the type of a config's field."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in args
     if origin in (Union, UnionType):
-        return any(_fits(value, arg) for arg in args)
+        return any(fits(value, arg) for arg in args)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+        return isinstance(value, tuple) and all(fits(item, args[0]) for item in value)
     if hint is float:
         return type(value) in (float, int)
     return type(value) is (NoneType if hint is None else hint)

@@ -131,7 +131,7 @@ def make_train_step(
         state: TrainState, inputs: jax.Array, targets: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         n_targets = (targets >= 0).sum().astype(jnp.float32)
-        filled = jnp.where(state.step % segments == 0, 0, state.memory.filled)
+        begun = state.memory.restarted(cfg.model, state.step % segments == 0)
         scale = state.loss_scale.scale if state.loss_scale else None
         divisor = n_targets if scale is None else n_targets / scale
 
@@ -139,7 +139,7 @@ def make_train_step(
             loss_so_far, gradients_so_far = carry
             inputs, targets, hidden, key = part_of_batch
             (loss, memory), gradients = jax.value_and_grad(loss_of_part, has_aux=True)(
-                state.params, inputs, targets, Memory(hidden, filled), key, divisor
+                state.params, inputs, targets, Memory(hidden, begun.filled), key, divisor
             )
             gradients = jax.tree.map(jnp.add, gradients_so_far, gradients)
             return (loss_so_far + loss, gradients), memory
@@ -150,7 +150,7 @@ def make_train_step(
         (loss, gradients), memory = jax.lax.scan(
             part,
             (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params)),
-            (inputs, targets, state.memory.hidden, dropout_keys),
+            (inputs, targets, begun.hidden, dropout_keys),
         )
         with jax.named_scope("optimizer"):
             if scale is not None:

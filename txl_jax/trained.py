@@ -1,5 +1,6 @@
 """A trained model, read back from the folder of its run."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +29,16 @@ class Trained:
     """Parameters, repeated on every device."""
     step: int
     """Optimizer steps that made them."""
-    fingerprint: str
-    """Of the token files that it was trained on."""
+    fingerprint: str | None
+    """Of the token files that it was trained on; None: imported, trained elsewhere."""
 
     def check_corpus(self, tokens: TokenFiles) -> None:
-        """Raises UserError if `tokens` are not those that the run was trained on."""
-        check_corpus(self.logdir, self.fingerprint, tokens)
+        """Raises UserError if `tokens` are not those that the run was trained on.
+
+        Imported weights take any corpus; `cfg` has it read with their vocabulary.
+        """
+        if self.fingerprint is not None:
+            check_corpus(self.logdir, self.fingerprint, tokens)
 
 
 def check_corpus(logdir: Path, fingerprint: str, tokens: TokenFiles) -> None:
@@ -59,6 +64,9 @@ def load_trained(logdir: Path, which: Literal["best", "latest"], mesh: Mesh) -> 
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
     )
     params, info = checkpoint.restore_params(logdir / CHECKPOINTS, wanted, which)
+    if info["fingerprint"] is None:
+        data = dataclasses.replace(cfg.data, vocab_file=str(logdir / VOCAB))
+        cfg = dataclasses.replace(cfg, data=data)
     return Trained(
         logdir, cfg, vocab.load(logdir / VOCAB), params, info["step"], info["fingerprint"]
     )
