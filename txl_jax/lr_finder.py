@@ -222,7 +222,7 @@ def main(words: list[str]) -> None:
     mesh = sharding.make_mesh()
     check(args.experiment, mesh)
     tokens = data.prepare(args.experiment.data)
-    cfg = with_vocabulary(args.experiment, tokens)
+    cfg = with_vocabulary(args.experiment, tokens.vocab)
     streams = Streams.trimmed(tokens.splits["train"], cfg.train.batch, cfg.model.tgt_len)
     state = first_state(cfg, mesh, tokens)
     primary = jax.process_index() == 0

@@ -185,9 +185,7 @@ def make_train_step(
             totals=totals,
         )
         if state.loss_scale:
-            kept = state._replace(
-                step=done, memory=Memory(state.memory.hidden, filled), loss_scale=None
-            )
+            kept = state._replace(step=done, memory=begun, loss_scale=None)
             new = jax.tree.map(partial(jnp.where, bad), kept, new._replace(loss_scale=None))
             new = new._replace(loss_scale=state.loss_scale.after(bad))
         return new, done
