@@ -16,8 +16,14 @@ from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.errors import UserError
 from txl_jax.freeze import zero_frozen
 from txl_jax.model import Memory, abstract
-from txl_jax.optim import make_optimizer
-from txl_jax.step import Totals, TrainState, make_train_step, place_batch, state_shardings
+from txl_jax.step import (
+    Totals,
+    TrainState,
+    init_state,
+    make_train_step,
+    place_batch,
+    state_shardings,
+)
 
 pytest_plugins = ["tests.tiny_runs"]
 
@@ -59,11 +65,12 @@ def random_params(cfg: Config) -> Any:
 def begin(params: Any, gathered: float) -> TrainState:
     """A first state; the optimizer's is `gathered` everywhere."""
     empty = Memory.empty(CONFIG.model, B // 2)
+    shapes = jax.eval_shape(lambda: init_state(CONFIG, tiny.one_device()))
     state = TrainState(
         step=jnp.int32(0),
         params=params,
         opt_state=jax.tree.map(
-            lambda leaf: jnp.full_like(leaf, gathered), make_optimizer(CONFIG.optim).init(params)
+            lambda leaf: jnp.full(leaf.shape, gathered, leaf.dtype), shapes.opt_state
         ),
         memory=Memory(jnp.stack([empty.hidden, empty.hidden]), empty.filled),
         key=jax.random.key(0),

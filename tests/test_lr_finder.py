@@ -76,7 +76,7 @@ def test_what_the_first_steps_and_the_end_say_is_not_over_read():
     assert suggestion and suggestion.steepest >= rates[WARM]
     still_falling = Sweep(rates, list(np.linspace(5, 2, 50)), diverged=False)
     said = lr_finder.advice(still_falling, suggest(still_falling), tiny.CONFIG)
-    assert said.endswith("the loss was still falling at the end: try a higher --lr-max")
+    assert said.endswith("the loss was still falling at the end: try a higher --lr-to")
 
 
 @pytest.mark.parametrize("losses", [[], [3.0], list(np.linspace(5, 400, 60))])
@@ -94,11 +94,11 @@ def cfg(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 def words(*more: str) -> list[str]:
-    return [*WORDS, "--lr-min", "1e-4", "--lr-max", "0.1", "--steps", "30", *more]
+    return [*WORDS, "--lr-from", "1e-4", "--lr-to", "0.1", "--steps", "30", *more]
 
 
-def towards(fraction: np.float32, old: np.ndarray, new: jax.Array) -> jax.Array:
-    return old + fraction * (new - old)
+def towards(fraction: np.float32, old: np.ndarray, new: jax.Array) -> np.ndarray:
+    return old + fraction * (np.asarray(new) - old)
 
 
 def test_a_sweep_is_the_train_step_at_growing_rates(cfg):
@@ -133,7 +133,7 @@ def test_a_sweep_is_the_train_step_at_growing_rates(cfg):
 def test_the_command_leaves_points_picture_and_nothing_else(cfg, finished, capsys):
     """It starts where the run would and ends when the loss diverges."""
     before = tiny.files(Path.cwd())
-    lr_finder.main(words("--lr-max", "1e9", "--steps", "60", "--init-from", LOGDIR))
+    lr_finder.main(words("--lr-to", "1e9", "--steps", "60", "--init-from", LOGDIR))
     out = Path("runs/quickstart-lr-finder")
     found = json.loads((out / "lr_finder.json").read_text())
     lines = tiny.metrics(finished)
@@ -161,17 +161,17 @@ def test_the_command_leaves_points_picture_and_nothing_else(cfg, finished, capsy
 @pytest.mark.parametrize(
     "options, complaint",
     [
-        ("--lr-min 0", "lr_min is 0.0 and lr_max 0.1; they have to be above 0, and lr_min below"),
-        ("--lr-max 1e-5", "lr_min is 0.0001 and lr_max 1e-05; they have to be"),
-        ("--lr-max inf", "lr_max inf"),
-        ("--lr-max nan", "lr_max nan"),
+        ("--lr-from 0", "lr_from is 0.0 and lr_to 0.1; they have to be above 0, and lr_from below"),
+        ("--lr-to 1e-5", "lr_from is 0.0001 and lr_to 1e-05; they have to be"),
+        ("--lr-to inf", "lr_to inf"),
+        ("--lr-to nan", "lr_to nan"),
         ("--steps 19", "steps is 19; it has to be at least 20"),
         (f"--out {LOGDIR}", f"{LOGDIR} is the folder of a run; take another --out"),
         ("--out text/000.txt", "cannot write to text/000.txt: File exists; take an --out that is"),
         ("--out new --n-layer 0", "n_layer is 0"),
         ("--out new --tgt-len 5000", "too short for a tgt_len of 5000"),
         ("--out new --init-from missing", "no run in missing"),
-        ("--out new --lr-mni 1", r"unknown option --lr-mni \(did you mean --lr-min\?\)"),
+        ("--out new --lr-form 1", r"unknown option --lr-form \(did you mean --lr-from\?\)"),
     ],
 )
 def test_it_refuses_before_it_writes(cfg, finished, options, complaint):

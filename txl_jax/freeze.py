@@ -1,7 +1,7 @@
 """Layers that are not trained, as the fork's `freeze_below`: the lowest of the model.
 
-Embedding, softmax and the biases that all layers share go on learning; with `untie_r` a layer's own
-biases are frozen with it. (In the fork this works for attn_type 0, 2 and 3 and is ignored for 1.)
+Embedding, softmax and the biases that all layers share go on learning; what a layer has for itself
+(with `untie_r` its biases too) is frozen with it.
 """
 
 from typing import Any

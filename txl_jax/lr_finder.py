@@ -44,9 +44,9 @@ DIVERGED = 4.0
 class Arguments(Command):
     """An experiment, and the learning rates to try on it."""
 
-    lr_min: float = 1e-6
+    lr_from: float = 1e-6
     """Learning rate of the first step."""
-    lr_max: float = 1.0
+    lr_to: float = 1.0
     """Learning rate of the last step."""
     steps: int = 200
     """Steps from one to the other."""
@@ -112,11 +112,11 @@ def run_sweep(
     mesh: Mesh,
     streams: Streams,
     state: TrainState,
-    lr_min: float,
-    lr_max: float,
+    lr_from: float,
+    lr_to: float,
     steps: int,
 ) -> Sweep:
-    """Trains `state` for `steps` steps at rates from lr_min to lr_max, or until the loss diverges.
+    """Trains `state` for `steps` steps at rates from lr_from to lr_to, or until the loss diverges.
 
     The state is donated to the first step.
     """
@@ -124,7 +124,7 @@ def run_sweep(
     last = (steps - 1) * cfg.train.batch * cfg.model.tgt_len
 
     def rate(tokens: jax.Array) -> jax.Array:
-        return lr_min * jnp.exp(math.log(lr_max / lr_min) * tokens / last)
+        return lr_from * jnp.exp(math.log(lr_to / lr_from) * tokens / last)
 
     train_step = make_train_step(cfg, mesh, len(streams), rate)
     rates: list[float] = []
@@ -135,11 +135,12 @@ def run_sweep(
         totals = jax.device_get(state.totals)
         if totals.non_finite_step >= 0:
             return Sweep(rates, losses, diverged=True)
-        rates.append(float(totals.learning_rate))
-        losses.append(float(totals.loss / totals.tokens))
-        smoothed = smooth(losses)
-        if smoothed[-1] > DIVERGED * min(smoothed):
-            return Sweep(rates, losses, diverged=True)
+        if totals.steps:  # a step that overflowed float16 has no loss
+            rates.append(float(totals.learning_rate))
+            losses.append(float(totals.loss / totals.tokens))
+            smoothed = smooth(losses)
+            if smoothed[-1] > DIVERGED * min(smoothed):
+                return Sweep(rates, losses, diverged=True)
         zero = jax.device_put(Totals.zero(), sharding.repeated(mesh))
         state = state._replace(totals=zero)
     return Sweep(rates, losses, diverged=False)
@@ -174,7 +175,7 @@ def advice(sweep: Sweep, suggestion: Suggestion | None, cfg: Config) -> str:
     at = f" at {sweep.lr[-1]:.2g}" if sweep.lr else ""
     lines = [f"{len(sweep.lr)} steps; the loss {ended}{at}"]
     if suggestion is None:
-        lines.append("it did not fall before that: try a lower --lr-min or more --steps")
+        lines.append("it did not fall before that: try a lower --lr-from or more --steps")
         return "\n".join(lines)
     # The schedule multiplies lr by this.
     scale = cfg.train.batch / cfg.optim.lr_batch if cfg.optim.lr_batch else 1.0
@@ -186,16 +187,16 @@ def advice(sweep: Sweep, suggestion: Suggestion | None, cfg: Config) -> str:
         "(range test: Smith 2017, arXiv 1506.01186; the two rules: fastai)",
     ]
     if not sweep.diverged and suggestion.lowest == sweep.lr[-1]:
-        lines.append("the loss was still falling at the end: try a higher --lr-max")
+        lines.append("the loss was still falling at the end: try a higher --lr-to")
     return "\n".join(lines)
 
 
 def check_sweep(args: Arguments, out: Path) -> None:
     """Raises UserError, in one line, for the first option that cannot work."""
-    if not 0 < args.lr_min < args.lr_max < math.inf:
+    if not 0 < args.lr_from < args.lr_to < math.inf:
         raise UserError(
-            f"lr_min is {args.lr_min} and lr_max {args.lr_max}; they have to be above 0, and "
-            "lr_min below lr_max"
+            f"lr_from is {args.lr_from} and lr_to {args.lr_to}; they have to be above 0, and "
+            "lr_from below lr_to"
         )
     if args.steps < 2 * WARM:
         raise UserError(f"steps is {args.steps}; it has to be at least {2 * WARM}")
@@ -229,7 +230,7 @@ def main(words: list[str]) -> None:
     if primary:
         with _writable(out):
             out.mkdir(parents=True, exist_ok=True)
-    sweep = run_sweep(cfg, mesh, streams, state, args.lr_min, args.lr_max, args.steps)
+    sweep = run_sweep(cfg, mesh, streams, state, args.lr_from, args.lr_to, args.steps)
     if not primary:
         return
     suggestion = suggest(sweep)

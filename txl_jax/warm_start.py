@@ -215,6 +215,7 @@ def _with_own_biases(source: Trained, cfg: Config) -> Any:
     copies = {
         name: jnp.broadcast_to(source.params[name], (model.n_layer, *source.params[name].shape))
         for name in ("r_w_bias", "r_r_bias")
+        if name in source.params
     }
     return source.params | copies
 
