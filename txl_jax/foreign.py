@@ -80,7 +80,8 @@ def of_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
     tables = _numbered(tensors, "word_emb.emb_layers.{}.weight")
     first = "layers.0.dec_attn"
     own_biases = f"{first}.r_w_bias" in tensors
-    bias = tensors.get(f"{first}.r_w_bias" if own_biases else "r_w_bias")
+    # One of these has the heads in its shape, [..., N, H]; absolute sinusoids have none of them.
+    per_head = tensors.get(f"{first}.r_w_bias" if own_biases else "r_w_bias", tensors.get("r_emb"))
     out, inner = (
         tensors.get(name) for name in (f"{first}.o_net.weight", "layers.0.pos_ff.CoreNet.0.weight")
     )
@@ -104,8 +105,12 @@ def of_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
         "d_embed": None if d_embed == d_model else d_embed,
         "untie_r": own_biases,
     }
-    if bias is not None and bias.ndim >= 2:
-        settings |= {"n_head": bias.shape[-2], "d_head": bias.shape[-1]}
+    if per_head is not None and per_head.ndim >= 2:
+        settings |= {"n_head": per_head.shape[-2], "d_head": per_head.shape[-1]}
+    if "r_emb" in tensors:
+        settings["attn_type"] = 1 if "r_bias" in tensors else 3
+    elif f"{first}.q_net.weight" in tensors:
+        settings["attn_type"] = 2
     if len(tables) > 1:
         settings["cutoffs"] = tuple(int(edge) for edge in np.cumsum(heights)[:-1])
         settings["div_val"] = next(

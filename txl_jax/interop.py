@@ -205,6 +205,8 @@ def torch_state_dict(cfg: ModelConfig, params: Any) -> dict[str, np.ndarray]:
             tensor = tensors.setdefault(name, np.zeros(source.shape, np.float32))
             tensor.reshape(-1)[places] = own
     tensors |= {name: tensors[source] for name, source in aliases(cfg).items()}
+    if getattr(cfg, "attn_type", 0) in (1, 3):  # positions are learned
+        return tensors
     halves = np.arange(0, cfg.d_model, 2, dtype=np.float32) / np.float32(cfg.d_model)
     return tensors | {BUFFERS[0]: 1 / np.float32(10000) ** halves}
 
