@@ -35,7 +35,7 @@ def tokens(shell: Shell) -> TokenFiles:
 
 @pytest.fixture
 def cfg(tokens: TokenFiles) -> Config:
-    return train.with_vocabulary(tiny.CONFIG, tokens)
+    return train.with_vocabulary(tiny.CONFIG, tokens.vocab)
 
 
 def changed(cfg: Config, **model: Any) -> Config:

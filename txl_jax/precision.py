@@ -25,7 +25,7 @@ _LEAST_CAPABILITY = {"float16": 6.0, "bfloat16": 8.0}
 """Compute capability from which NVIDIA's GPUs compute in a type: Pascal, Ampere."""
 
 
-def check_device(dtype: str, device: jax.Device) -> None:
+def check_device(dtype: str, device: Any) -> None:
     """Raises UserError if `device` does not compute in `dtype`.
 
     CPUs compute in every type, if slowly; NVIDIA's GPUs do from a compute capability on; others
