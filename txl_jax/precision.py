@@ -6,7 +6,7 @@ afterwards (Micikevicius et al. 2018, arXiv 1710.03740). The scale is as large a
 whose gradients overflow is not applied and halves it, many good steps in a row double it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
