@@ -21,9 +21,10 @@ from txl_jax.config import Config
 from txl_jax.data import Streams, TokenFiles
 from txl_jax.errors import UserError, run_command
 from txl_jax.evaluate import Evaluator
-from txl_jax.generate import Generator, Sampling
+from txl_jax.generator import Generator
 from txl_jax.logs import Logs
 from txl_jax.pace import Pace
+from txl_jax.sampling import Sampling
 from txl_jax.signals import caught_signals
 from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
 from txl_jax.trained import CHECKPOINTS, VOCAB, check_corpus, load_trained
