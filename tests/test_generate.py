@@ -1,152 +1,41 @@
-import dataclasses
 import io
-import itertools
+import json
 import re
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests import tiny
 from tests.tiny import LOGDIR
 from txl_jax import generate
-from txl_jax.config import ModelConfig
+from txl_jax.beam import Beam, BeamSearch
 from txl_jax.corpora import END
-from txl_jax.generate import Generator, Sampling, sample
-from txl_jax.model import TransformerXL, abstract
+from txl_jax.errors import UserError
+from txl_jax.generator import Generator
+from txl_jax.sampling import Sampling
+from txl_jax.stops import StopStrings
 from txl_jax.trained import Trained, load_trained
 
 pytest_plugins = ["tests.tiny_runs"]
 
-MODEL = ModelConfig(
-    **{"n_token": 50, "n_layer": 2, "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32},
-    **{"tgt_len": 6, "mem_len": 64, "tie_weight": False},
-)
 GREEDY = Sampling(temperature=0)
-PROMPT = np.asarray([3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 9, 7, 9, 32, 3, 8, 46, 2, 6], np.uint8)
 
 
-@pytest.fixture(scope="module")
-def params(compiled: None):
-    """Weights so large that what the model says next depends on all that it has read."""
-    initial = nnx.to_pure_dict(nnx.state(TransformerXL(MODEL, rngs=nnx.Rngs(1))))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if "norm" in jax.tree_util.keystr(path) else 30 * leaf, initial
-    )
+def drawn(
+    trained: Trained, prompt: bytes, n: int, seed: int, sampling: Sampling, samples: int = 1
+) -> np.ndarray:
+    """Tokens [samples, n] that the command has to write, by the generator in this process."""
+    generator = Generator(trained.cfg.model, tiny.one_device(), sampling, samples)
+    parts = generator(trained.params, trained.vocab.encode(prompt), seed, n)
+    return np.concatenate([part.tokens for part in parts], axis=1)
 
 
-def continued(
-    params, sampling: Sampling, prompt: np.ndarray = PROMPT, seed: int = 0, **changes
-) -> list[int]:
-    """The first 30 tokens with which a generator continues `prompt`."""
-    cfg = dataclasses.replace(MODEL, **changes)
-    generator = Generator(cfg, tiny.one_device(), sampling)
-    return list(itertools.islice(generator(params, prompt, seed), 30))
-
-
-@pytest.fixture(scope="module")
-def recomputed(params) -> Callable[[np.ndarray], list[int]]:
-    """The same, greedy and without memory: all of the text is read again for each token."""
-    xl = nnx.merge(abstract(dataclasses.replace(MODEL, mem_len=0))[0], params)
-
-    @jax.jit
-    def likeliest(text: jax.Array) -> jax.Array:
-        hidden, _ = xl.hidden(text, xl.init_memory(1))
-        return xl.log_probs(hidden)[0].argmax(-1)
-
-    def continued(prompt: np.ndarray) -> list[int]:
-        text = prompt.tolist()
-        for _ in range(30):
-            padded = np.zeros((1, MODEL.mem_len), np.int32)  # what comes later is not seen
-            padded[0, : len(text)] = text
-            text.append(int(likeliest(jnp.asarray(padded))[len(text) - 1]))
-        return text[len(prompt) :]
-
-    return continued
-
-
-@pytest.mark.parametrize("length", [1, 5, 6, 7, 13, 20])
-def test_greedy_through_memory_equals_greedy_by_full_recomputation(params, recomputed, length):
-    expected = recomputed(PROMPT[:length])
-    assert len(set(expected)) > 5, "a text that repeats itself would show little"
-    assert continued(params, GREEDY, PROMPT[:length]) == expected
-
-
-def test_a_prompt_in_segments_is_read_as_in_one_go(params):
-    """Six tokens at a time, nineteen at once, or each on its own."""
-    for sampling in (GREEDY, Sampling()):
-        first, *others = (
-            continued(params, sampling, tgt_len=tgt_len) for tgt_len in (6, len(PROMPT) - 1, 1)
-        )
-        assert others == [first, first]
-    assert continued(params, GREEDY, PROMPT[1:]) != continued(params, GREEDY)
-
-
-def test_memory_as_short_as_it_is_given(params):
-    """Without memory the last token alone decides, and with it those before it."""
-    alone = continued(params, GREEDY, mem_len=0)
-    assert alone == continued(params, GREEDY, PROMPT[-1:], mem_len=0)
-    assert alone != continued(params, GREEDY)
-    following = dict(itertools.pairwise([int(PROMPT[-1]), *alone]))
-    assert all(following[a] == b for a, b in itertools.pairwise(alone))
-
-
-def test_a_seed_fixes_the_text(params):
-    texts = [continued(params, Sampling(), seed=seed) for seed in (0, 0, 1, 2)]
-    assert texts[0] == texts[1]
-    assert len({tuple(text) for text in texts}) == 3
-    assert len(set(texts[0])) > 5
-
-
-def test_the_narrowest_choice_is_the_greedy_one(params):
-    greedy = continued(params, GREEDY)
-    for sampling in (Sampling(top_k=1), Sampling(top_p=1e-6), Sampling(1.5, top_k=1, top_p=0.5)):
-        assert continued(params, sampling, seed=7) == greedy
-
-
-LOGITS = np.log(np.asarray([0.1, 0.4, 0.05, 0.3, 0.15], np.float32)) + 3
-
-
-@pytest.mark.parametrize(
-    "sampling, expected",
-    [
-        (Sampling(), [0.1, 0.4, 0.05, 0.3, 0.15]),
-        (Sampling(temperature=0.5), np.square([0.1, 0.4, 0.05, 0.3, 0.15]) / 0.285),
-        (Sampling(temperature=0), [0, 1, 0, 0, 0]),
-        (Sampling(top_k=2), [0, 4 / 7, 0, 3 / 7, 0]),
-        (Sampling(top_k=5), [0.1, 0.4, 0.05, 0.3, 0.15]),
-        (Sampling(top_k=9), [0.1, 0.4, 0.05, 0.3, 0.15]),
-        (Sampling(top_p=0.39), [0, 1, 0, 0, 0]),
-        (Sampling(top_p=0.41), [0, 4 / 7, 0, 3 / 7, 0]),
-        (Sampling(top_p=0.8), [0, 8 / 17, 0, 6 / 17, 3 / 17]),
-        (Sampling(top_p=0.99), [0.1, 0.4, 0.05, 0.3, 0.15]),
-        (Sampling(top_k=3, top_p=0.5), [0, 4 / 7, 0, 3 / 7, 0]),
-        (Sampling(temperature=0.5, top_p=0.57), [0, 16 / 25, 0, 9 / 25, 0]),
-    ],
-    ids=str,
-)
-def test_tokens_are_as_frequent_as_they_are_probable(sampling, expected):
-    n = 20_000
-    draw = jax.jit(jax.vmap(lambda key: sample(jnp.asarray(LOGITS), sampling, key)))
-    tokens = draw(jax.random.split(jax.random.key(0), n))
-    assert tokens.dtype == jnp.int32
-    frequency = np.bincount(tokens, minlength=5) / n
-    probability = np.asarray(expected)
-    deviation = np.sqrt(probability * (1 - probability) / n)
-    assert (np.abs(frequency - probability) <= 4 * deviation).all(), frequency
-
-
-def drawn(trained: Trained, prompt: bytes, n: int, seed: int, sampling: Sampling) -> bytes:
-    """What the command has to write, by the generator in this process."""
-    generator = Generator(trained.cfg.model, tiny.one_device(), sampling)
-    tokens = generator(trained.params, trained.vocab.encode(prompt), seed)
-    return trained.vocab.decode(list(itertools.islice(tokens, n)))
+def written(trained: Trained, *args, **options) -> bytes:
+    """The text of the first sample."""
+    return trained.vocab.decode(drawn(trained, *args, **options)[0])
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +46,7 @@ def trained(finished: Path, compiled: None) -> Trained:
 def test_the_command_writes_what_the_generator_draws(shell, trained):
     words = ("--logdir", LOGDIR, "--prompt", "a naïve", "--tokens", "150", "--seed", "3")
     status, output, errors = shell.run("generate", *words, "--top-k", "9", "--temperature", "2")
-    expected = drawn(trained, "a naïve".encode(), 150, 3, Sampling(temperature=2, top_k=9))
+    expected = written(trained, "a naïve".encode(), 150, 3, Sampling(temperature=2, top_k=9))
     text = expected.decode("utf-8", "replace")
     assert status == 0
     assert re.search("[ïçñü]", text), "whole characters of two bytes should be in it"
@@ -171,7 +60,7 @@ def test_a_prompt_may_end_inside_a_character(shell, trained):
     words = ("--logdir", LOGDIR, "--tokens", "40", "--temperature", "0", "--prompt", prompt)
     status, output, errors = shell.run("generate", *words)
     assert status == 0, errors
-    expected = prompt + drawn(trained, prompt, 40, 0, GREEDY)
+    expected = prompt + written(trained, prompt, 40, 0, GREEDY)
     assert output == expected.decode("utf-8", "replace") + "\n"
     assert output.startswith("señor naï")
 
@@ -193,7 +82,7 @@ def test_text_appears_as_it_is_written(shell, trained, monkeypatch, capsys):
     output = Watched()
     monkeypatch.setattr(sys, "stdout", output)
     generate.main(["--logdir", LOGDIR, "--tokens", "30", "--temperature", "0"])
-    text = drawn(trained, END, 30, 0, GREEDY).decode("utf-8", "replace")
+    text = written(trained, END, 30, 0, GREEDY).decode("utf-8", "replace")
     assert output.getvalue() == f"{text}\n"
     assert {text[:n] for n in range(len(text) + 1)} <= set(output.seen)
 
@@ -217,3 +106,138 @@ def test_a_closed_pipe_ends_it_quietly(shell, finished):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.fixture
+def command(shell, trained, monkeypatch, capsys):
+    """Runs the command in this process; gives what it prints, and on standard error."""
+    monkeypatch.chdir(shell.home)
+
+    def run(*words: str) -> tuple[str, str]:
+        generate.main(["--logdir", LOGDIR, *words])
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def three(trained) -> list[str]:
+    """Three samples of forty tokens."""
+    tokens = drawn(trained, b"met ", 40, 5, Sampling(), samples=3)
+    return [trained.vocab.decode(row).decode("utf-8", "replace") for row in tokens]
+
+
+def test_several_samples_stand_under_headings(command, three):
+    output, errors = command(
+        *("--prompt", "met ", "--tokens", "40", "--seed", "5", "--samples", "3")
+    )
+    headings = [f"--- sample {number} of 3 (length) ---" for number in (1, 2, 3)]
+    shown = [f"{heading}\nmet {text}\n" for heading, text in zip(headings, three, strict=True)]
+    assert output == "".join(shown)
+    assert re.fullmatch(r"120 tokens, \d+ tokens/s\n", errors)
+
+
+def test_json_has_a_line_for_each_sample_and_says_why_it_ended(command, trained, three):
+    """Two strings end the first two samples, one of them inside what was drawn at once."""
+    stops = three[0][5:8], three[1][21:25]
+    output, _ = command(
+        *("--prompt", "met ", "--tokens", "40", "--seed", "5", "--samples", "3", "--json"),
+        *(word for stop in stops for word in ("--stop", stop)),
+    )
+    lines = sorted((json.loads(line) for line in output.splitlines()), key=lambda x: x["sample"])
+    assert [line["sample"] for line in lines] == [1, 2, 3]
+    reasons = []
+    for line, text in zip(lines, three, strict=True):
+        ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+        end = min(ends, default=len(text))
+        (stop,) = [s for s in stops if ends and text[:end].endswith(s)] or [""]
+        assert line["text"] == text[: end - len(stop)]
+        whole = trained.vocab.decode(line["tokens"]).decode("utf-8", "replace")
+        assert whole == text[:end], "the tokens of the stop string are there"
+        assert line["reason"] == ("stop" if stop else "length")
+        assert -6 * len(line["tokens"]) < line["log_prob"] < 0
+        reasons.append(line["reason"])
+    assert reasons[:2] == ["stop", "stop"]
+
+
+def test_what_is_shown_at_once_ends_before_a_stop_string(command, three, monkeypatch):
+    stop = three[0][10:14]
+    before = three[0][: three[0].index(stop)]
+    output = Watched()
+    monkeypatch.setattr(sys, "stdout", output)
+    words = ("--prompt", "met ", "--tokens", "40", "--seed", "5", "--stop", stop)
+    generate.main(["--logdir", LOGDIR, *words])
+    assert output.getvalue() == f"met {before}\n"
+    assert all(f"met {before}\n".startswith(seen) for seen in output.seen)
+    assert len(set(output.seen)) > 5
+
+
+def test_a_prompt_from_a_file_or_standard_input(shell, command, trained, tmp_path, monkeypatch):
+    """Its last newline is part of it."""
+    (tmp_path / "prompt.txt").write_bytes("señor\n".encode())
+    words = ("--tokens", "20", "--temperature", "0")
+    expected = written(trained, "señor\n".encode(), 20, 0, GREEDY).decode("utf-8", "replace")
+    for file in (str(tmp_path / "prompt.txt"), "-"):
+        stdin = io.TextIOWrapper(io.BytesIO("señor\n".encode()))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        output, _ = command("--prompt-file", file, *words)
+        assert output == f"señor\n{expected}\n"
+
+
+def test_beam_search_prints_what_it_finds_with_scores(command, trained):
+    words = ("--prompt", "met ", "--tokens", "12", "--stop", "a", "--beam", "4", "--groups", "2")
+    table = StopStrings([b"a"]).table(trained.vocab)
+    search = BeamSearch(trained.cfg.model, tiny.one_device(), Beam(4, 2), table)
+    found = search(trained.params, trained.vocab.encode(b"met "), 12)
+    assert {h.reason for h in found} == {"stop", "length"}, "both should be seen here"
+    output, errors = command(*words)
+    expected, facts = "", []
+    for number, h in enumerate(found, 1):
+        text = trained.vocab.decode(h.tokens).decode("utf-8", "replace")
+        text = text.split("a")[0]
+        expected += (
+            f"--- hypothesis {number} of 4, group {h.group}, {h.score:.4f} for each token "
+            f"({h.reason}) ---\nmet {text}\n"
+        )
+        facts.append(
+            {"hypothesis": number, "score": h.score, "tokens": h.tokens, "log_prob": h.log_prob}
+            | {"reason": h.reason, "group": h.group, "text": text}
+        )
+    assert (output, errors) == (expected, "")
+    output, _ = command(*words, "--json")
+    assert [json.loads(line) for line in output.splitlines()] == facts
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ("--samples 0", "samples is 0; it has to be at least 1"),
+        ("--tokens 0", "tokens is 0; it has to be at least 1"),
+        ("--prompt met --prompt-file text/000.txt", "--prompt and --prompt-file both give a"),
+        ("--prompt-file missing.txt", "cannot read the prompt from missing.txt: No such file"),
+        ("--prompt-file text", "cannot read the prompt from text: Is a directory"),
+        ("--repetition-penalty -1", "repetition_penalty is -1.0; it has to be above 0"),
+        ("--no-repeat-ngram -1", "no_repeat_ngram is -1"),
+        ("--no-repeat-ngram 9 --repeat-window 8", "repeat_window is 8; it has to be at least 9"),
+        ("--stop=", "a stop string is empty"),
+        ("--beam -1", "beam is -1"),
+        ("--groups 2", "groups divide a beam, and there is none; add --beam"),
+        ("--beam 4 --groups 3", "beam is 4, which 3 groups cannot divide; use a multiple of 3"),
+        ("--beam 4 --diversity -1", "diversity is -1.0"),
+        ("--beam 4 --temperature 0.5", "temperature is 0.5, which is for drawing samples, and"),
+        ("--beam 4 --top-k 5", "top_k is 5, which is for drawing samples"),
+        ("--beam 4 --top-p 0.9", "top_p is 0.9, which is for drawing samples"),
+        ("--beam 4 --repetition-penalty 1.2", "repetition_penalty is 1.2, which is for drawing"),
+        ("--beam 4 --samples 2", "samples is 2, which is for drawing samples"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_model_is_read(
+    shell, monkeypatch, capsys, words, complaint
+):
+    """There is no run in this folder, and that is not what is complained about."""
+    monkeypatch.chdir(shell.home)
+    with pytest.raises(UserError, match=re.escape(complaint)) as refused:
+        generate.main(["--logdir", "nowhere", *words.split()])
+    assert "\n" not in str(refused.value)
+    assert capsys.readouterr().out == ""

@@ -1,7 +1,6 @@
 """What a finished run shows: its losses over whole splits, a sample, and where its logs are."""
 
 import dataclasses
-import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from jax.sharding import Mesh
 from txl_jax import run_folder, storage
 from txl_jax.data import TokenFiles
 from txl_jax.evaluator import Evaluator
-from txl_jax.generate import Generator, Sampling
+from txl_jax.generator import Generator
 from txl_jax.measure import BITS_PER_BYTE, Measure
+from txl_jax.sampling import Sampling
 from txl_jax.trained import Trained
 from txl_jax.vocab import Vocab
 
@@ -38,8 +38,8 @@ class Results:
 
 def sample_text(generator: Generator, params: Any, vocab: Vocab, tokens: int) -> str:
     """The first `tokens` tokens of a document, as text."""
-    drawn = itertools.islice(generator(params, vocab.start, seed=0), tokens)
-    return vocab.decode(list(drawn)).decode(errors="replace")
+    drawn = generator(params, vocab.start, seed=0, tokens=tokens)
+    return b"".join(vocab.decode(part.tokens[0]) for part in drawn).decode(errors="replace")
 
 
 def evaluate_run(trained: Trained, tokens: TokenFiles, mesh: Mesh) -> Results:

@@ -34,9 +34,10 @@ from txl_jax.config import Config
 from txl_jax.data import Streams, TokenFiles
 from txl_jax.errors import UserError, run_command
 from txl_jax.evaluator import Evaluator
-from txl_jax.generate import Generator, Sampling
+from txl_jax.generator import Generator
 from txl_jax.logs import Logs
 from txl_jax.pace import Pace
+from txl_jax.sampling import Sampling
 from txl_jax.signals import caught_signals
 from txl_jax.step import (
     Totals,
