@@ -250,7 +250,7 @@ def test_what_config_json_states_is_what_is_expected(tmp_path):
         ({"n_layer": 3}, "layers.2.dec_attn.o_net.weight is missing"),
         ({"d_inner": 24}, "layers.1.pos_ff.CoreNet.0.bias has shape (20,), expected (24,)"),
         ({"vocab_size": 41}, "the model has 41 tokens and the vocabulary 40"),
-        ({"cutoffs": [10, 22]}, "crit.out_layers.3.bias is not part of this config"),
+        ({"cutoffs": [10, 22]}, "tie_projs has 4 entries; with 2 cutoffs it has 3"),
         ({"cutoffs": [10, 9, 30]}, "have to be above 0 and increase"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06 there"),
         ({"same_length": "yes"}, "same_length is 'yes', which it cannot be"),

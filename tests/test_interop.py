@@ -170,7 +170,7 @@ def second_names(cfg: ModelConfig) -> set[str]:
     """Of tied tensors, which need not be there."""
     return {
         *(["crit.out_layers.0.weight"] if cfg.tie_weight else []),
-        *(["crit.out_projs.0"] if cfg.tie_projs[0] else []),
+        *(["crit.out_projs.0"] if cfg.tie_projs[:1] == (True,) else []),
     }
 
 

@@ -316,7 +316,8 @@ def vocabulary_json(symbols: list[str]) -> dict[str, Any]:
     eos = next((eos for eos in ("<eos>", "<S>") if eos in symbols), None)
     if eos is None:
         raise UserError("the vocabulary has no end of a line: neither <eos> nor <S> is in it")
-    if odd := next((symbol for symbol in symbols if symbol.split() != [symbol]), None):
+    odd = next((symbol for symbol in symbols if symbol.split() != [symbol]), None)
+    if odd is not None:
         raise UserError(f"the vocabulary has the symbol {odd!r}, which is not a word")
     return {"kind": "words", "eos": eos, "words": symbols}
 
