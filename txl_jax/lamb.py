@@ -71,7 +71,7 @@ def scale_by_trust_ratio(
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _norms(tree: Any, tensor_of: Mapping[Path, Tensor]) -> dict[Hashable, jax.Array]:

@@ -6,7 +6,7 @@ afterwards (Micikevicius et al. 2018, arXiv 1710.03740). The scale is as large a
 whose gradients overflow is not applied and halves it, many good steps in a row double it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ _LEAST_CAPABILITY = {"float16": 6.0, "bfloat16": 8.0}
 """Compute capability from which NVIDIA's GPUs compute in a type: Pascal, Ampere."""
 
 
-def check_device(dtype: str, device: jax.Device) -> None:
-    """Raises UserError if `device` does not compute in `dtype`.
+def check_device(dtype: str, device: Any) -> None:
+    """Raises UserError if `device`, one of `jax.devices()`, does not compute in `dtype`.
 
     CPUs compute in every type, if slowly; NVIDIA's GPUs do from a compute capability on; others
     than these two do in float32 and bfloat16.
@@ -74,7 +74,7 @@ class LossScale(NamedTuple):
             scale=jnp.clip(self.scale * factor, FLOOR, CEILING),
             good=jnp.where(overflowed | grows, 0, self.good + 1),
             stuck=jnp.where(given_up, self.stuck, jnp.where(at_floor, self.stuck + 1, 0)),
-            overflows=self.overflows + overflowed,
+            overflows=self.overflows + overflowed.astype(jnp.int32),
         )
 
 
