@@ -18,7 +18,10 @@ from txl_jax import interop, lamb, optim
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.lamb import Tensor
 from txl_jax.model import Memory, abstract
-from txl_jax.step import init_state, make_train_step, place_batch
+from txl_jax.step import Totals, TrainState, make_train_step, place_batch, state_shardings
+
+QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
+"""Compiler options: these tests compile for much longer than they compute."""
 
 TRAJECTORY = Path(__file__).parent / "reference" / "lamb_trajectory.npz"
 
@@ -161,7 +164,7 @@ def test_norms_are_those_of_the_originals_tensors(cfg, name, decay):
     assert min(norms) < 1 < 10 < max(norms)
     slow, ours = SlowLamb(name, decay), optimizer(cfg, name, decay)
     params = as_ours(cfg, theirs)
-    state, update = ours.init(params), jax.jit(ours.update)
+    state, update = ours.init(params), jax.jit(ours.update, compiler_options=QUICKLY)
     for step in range(3):
         gradients = original_tensors(cfg, 1 + step, 1e-3)
         updates, state = update(as_ours(cfg, gradients), state, params)
@@ -185,13 +188,13 @@ def test_every_tensor_has_one_name(cfg):
 
 
 def test_a_layer_without_a_gradient_stays_and_the_others_do_not_mind():
-    cfg = UNTIED_R
+    cfg = dataclasses.replace(UNTIED_R, cutoffs=())
     params = as_ours(cfg, original_tensors(cfg, 0, 1.0))
     gradient = as_ours(cfg, original_tensors(cfg, 1, 1.0))
     layers = jax.tree.map(lambda leaf: leaf.at[1].set(0.0), gradient["layers"])
     ours = optimizer(cfg)
-    whole, _ = ours.update(gradient, ours.init(params), params)
-    part, _ = ours.update(gradient | {"layers": layers}, ours.init(params), params)
+    update = jax.jit(lambda g: ours.update(g, ours.init(params), params)[0])
+    whole, part = update(gradient), update(gradient | {"layers": layers})
     for left, right in zip(*map(jax.tree.leaves, (part["layers"], whole["layers"])), strict=True):
         np.testing.assert_array_equal(left[1], 0.0)
         np.testing.assert_array_equal(left[0], right[0])
@@ -200,23 +203,33 @@ def test_a_layer_without_a_gradient_stays_and_the_others_do_not_mind():
 
 def test_the_train_step_uses_it():
     cfg = Config(
-        model=UNTIED_R,
+        model=dataclasses.replace(UNTIED_R, n_layer=2, cutoffs=()),
         optim=OptimConfig(optim="lamb", lr=0.1, scheduler="constant", clip=0.0, weight_decay=0.01),
         train=TrainConfig(batch=2, max_tokens=10_000),
     )
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
     rows = np.random.default_rng(0).integers(0, 40, (2, 2, 4), dtype=np.int32)
-    state = init_state(cfg, mesh)
+    batch = place_batch(cfg, mesh, (rows[0], rows[1]))
     theirs = original_tensors(cfg.model, 0, 0.1)
-    before = jax.device_put(as_ours(cfg.model, theirs), state.step.sharding)
-    state = state._replace(params=jax.tree.map(jnp.copy, before))
+    params = as_ours(cfg.model, theirs)
+    memory = Memory.empty(cfg.model, 2)
+    state = TrainState(
+        jnp.int32(0),
+        params,
+        optim.make_optimizer(cfg).init(params),
+        Memory(memory.hidden[None], memory.filled),
+        jax.random.key(0),
+        Totals.zero(),
+    )
     graphdef, _ = abstract(cfg.model)
 
     def loss(params):
-        return nnx.merge(graphdef, params)(*rows, Memory.empty(cfg.model, 2))[0].mean()
+        return nnx.merge(graphdef, params)(*rows, memory)[0].mean()
 
-    gradient = jax.jit(jax.grad(loss))(before)
-    state, _ = make_train_step(cfg, mesh, 9)(state, *place_batch(cfg, mesh, (rows[0], rows[1])))
+    gradient = jax.jit(jax.grad(loss), compiler_options=QUICKLY)(params)
+    step: Any = make_train_step(cfg, mesh, 9)
+    state = jax.device_put(state, state_shardings(state, mesh))
+    state, _ = step.lower(state, *batch).compile(compiler_options=QUICKLY)(state, *batch)
     back: dict[str, np.ndarray] = {}
     for path, source in interop.sources(cfg.model):
         leaf = gradient

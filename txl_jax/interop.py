@@ -205,7 +205,7 @@ def torch_state_dict(cfg: ModelConfig, params: Any) -> dict[str, np.ndarray]:
             tensor = tensors.setdefault(name, np.zeros(source.shape, np.float32))
             tensor.reshape(-1)[places] = own
     tensors |= {name: tensors[source] for name, source in aliases(cfg).items()}
-    if getattr(cfg, "attn_type", 0) in (1, 3):  # positions are learned
+    if cfg.attn_type in (1, 3):  # positions are learned
         return tensors
     halves = np.arange(0, cfg.d_model, 2, dtype=np.float32) / np.float32(cfg.d_model)
     return tensors | {BUFFERS[0]: 1 / np.float32(10000) ** halves}
@@ -267,11 +267,7 @@ def model_config(found: Foreign, given: Mapping[str, Any]) -> tuple[ModelConfig,
       UserError: a field has to be given, or cannot be what it is.
     """
     settings = {**found.settings, **given}
-    attn_type = settings.get("attn_type", 0)
     hints = get_type_hints(ModelConfig)
-    if attn_type and "attn_type" not in hints:
-        raise UserError(f"attn_type is {attn_type}; only 0, relative attention, can be imported")
-    settings = {name: value for name, value in settings.items() if name in hints}
     if settings.get("clamp_len") == 0:
         settings["clamp_len"] = -1  # so does the original read it
     n_tails = len(found.tensors.get("crit.cluster_bias", ()))

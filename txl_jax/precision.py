@@ -26,7 +26,7 @@ _LEAST_CAPABILITY = {"float16": 6.0, "bfloat16": 8.0}
 
 
 def check_device(dtype: str, device: Any) -> None:
-    """Raises UserError if `device` does not compute in `dtype`.
+    """Raises UserError if `device`, one of `jax.devices()`, does not compute in `dtype`.
 
     CPUs compute in every type, if slowly; NVIDIA's GPUs do from a compute capability on; others
     than these two do in float32 and bfloat16.
@@ -74,7 +74,7 @@ class LossScale(NamedTuple):
             scale=jnp.clip(self.scale * factor, FLOOR, CEILING),
             good=jnp.where(overflowed | grows, 0, self.good + 1),
             stuck=jnp.where(given_up, self.stuck, jnp.where(at_floor, self.stuck + 1, 0)),
-            overflows=self.overflows + overflowed,
+            overflows=self.overflows + overflowed.astype(jnp.int32),
         )
 
 
