@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from txl_jax import interop, lamb, optim
+from txl_jax import lamb, optim, original_tensors
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.lamb import Tensor
 from txl_jax.model import Memory, abstract
@@ -66,9 +66,10 @@ def test_the_forks_trajectory(run, decay):
         optax.add_decayed_weights(-decay),
         lamb.scale_by_trust_ratio(each_its_own(names), lamb.forks_ratio),
     )
-    state = chain.init(params)
+    state: Any = chain.init(params)
     for step in range(1, settings["steps"] + 1):
         gradient = {name: jnp.asarray(stored[f"grad{step - 1}/{name}"]) for name in names}
+        updates: Any
         updates, state = chain.update(gradient, state, params)
         params = {name: params[name] + settings["lr"] * updates[name] for name in names}
         for name in names:
@@ -110,7 +111,9 @@ def test_optax_lamb_is_the_librarys_where_every_leaf_is_a_tensor():
 def original_tensors(cfg: ModelConfig, seed: int, size: float) -> dict[str, np.ndarray]:
     """Random tensors in the original's layout, of very different norms, some beyond 10."""
     rng = np.random.default_rng(seed)
-    shapes = {name: source.shape for _, source in interop.sources(cfg) for name in source.names}
+    shapes = {
+        name: source.shape for _, source in original_tensors.sources(cfg) for name in source.names
+    }
     return {
         name: size * 10.0 ** rng.uniform(-2, 1) * rng.standard_normal(shape)
         for name, shape in shapes.items()
@@ -119,7 +122,7 @@ def original_tensors(cfg: ModelConfig, seed: int, size: float) -> dict[str, np.n
 
 def as_ours(cfg: ModelConfig, tensors: dict[str, np.ndarray]) -> Any:
     params: Any = {}
-    for path, source in interop.sources(cfg):
+    for path, source in original_tensors.sources(cfg):
         parts = [source.convert(tensors[name]).astype(np.float32) for name in source.names]
         node = params
         for key in path[:-1]:
@@ -181,7 +184,7 @@ def test_norms_are_those_of_the_originals_tensors(cfg, name, decay):
 @pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS)
 def test_every_tensor_has_one_name(cfg):
     """Leaves that share a tensor share all of them: a norm is never of half a tensor."""
-    names = {tensor.name for tensor in lamb.tensors(cfg).values()}
+    names: set[Any] = {tensor.name for tensor in lamb.tensors(cfg).values()}
     single = [name for group in names for name in group]
     assert len(single) == len(set(single))
     assert sum(tensor.stacked for tensor in lamb.tensors(cfg).values()) >= 12
@@ -194,7 +197,8 @@ def test_a_layer_without_a_gradient_stays_and_the_others_do_not_mind():
     layers = jax.tree.map(lambda leaf: leaf.at[1].set(0.0), gradient["layers"])
     ours = optimizer(cfg)
     update = jax.jit(lambda g: ours.update(g, ours.init(params), params)[0])
-    whole, part = update(gradient), update(gradient | {"layers": layers})
+    whole: Any = update(gradient)
+    part: Any = update(gradient | {"layers": layers})
     for left, right in zip(*map(jax.tree.leaves, (part["layers"], whole["layers"])), strict=True):
         np.testing.assert_array_equal(left[1], 0.0)
         np.testing.assert_array_equal(left[0], right[0])
@@ -231,7 +235,7 @@ def test_the_train_step_uses_it():
     state = jax.device_put(state, state_shardings(state, mesh))
     state, _ = step.lower(state, *batch).compile(compiler_options=QUICKLY)(state, *batch)
     back: dict[str, np.ndarray] = {}
-    for path, source in interop.sources(cfg.model):
+    for path, source in original_tensors.sources(cfg.model):
         leaf = gradient
         for key in path:
             leaf = leaf[key]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from txl_jax import interop
+from txl_jax import interop, original_tensors
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
 from txl_jax.model import Memory, TransformerXL, abstract, check
@@ -174,7 +174,7 @@ def test_losses_memory_and_gradients_are_the_originals(variant):
 
 def compare_gradients(cfg: ModelConfig, gradients: Any, expected: dict[str, np.ndarray]) -> None:
     compared = set()
-    for path, source in interop.sources(cfg):
+    for path, source in original_tensors.sources(cfg):
         entries = functools.reduce(lambda node, part: node[part], path, gradients)
         for name, got in zip(source.names, entries if source.stacked else [entries], strict=True):
             atol = 1e-5 * abs(expected[name]).max()

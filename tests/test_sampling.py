@@ -60,7 +60,7 @@ def discouraged(log_probs: np.ndarray, text: list[int], sampling: Sampling) -> n
 def test_repetition_is_discouraged_as_it_is_written_out(penalty, n, window):
     sampling = Sampling(repetition_penalty=penalty, no_repeat_ngram=n, repeat_window=window)
     assert sampling.remembered == window
-    changed = jax.jit(lambda *arrays: discourage(*arrays, sampling))
+    changed = jax.jit(lambda log_probs, recent: discourage(log_probs, recent, sampling))
     draw = np.random.default_rng(0)
     differs = 0
     for length, n_token in itertools.product([1, 2, 3, 8, 12, 30, 60], [4, 7]):

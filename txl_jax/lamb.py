@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from txl_jax import interop
+from txl_jax import original_tensors
 from txl_jax.config import ModelConfig
 
 Path = tuple[Hashable, ...]
@@ -32,7 +32,9 @@ class Tensor(NamedTuple):
 
 def tensors(cfg: ModelConfig) -> dict[Path, Tensor]:
     """The original's tensors behind every parameter of a model of this config."""
-    return {path: Tensor(source.names, source.stacked) for path, source in interop.sources(cfg)}
+    return {
+        path: Tensor(source.names, source.stacked) for path, source in original_tensors.sources(cfg)
+    }
 
 
 def forks_ratio(weight_norm: jax.Array, update_norm: jax.Array) -> jax.Array:
