@@ -14,10 +14,11 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from txl_jax import lamb, optim, original_tensors
+from txl_jax import lamb, optim
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.lamb import Tensor
 from txl_jax.model import Memory, abstract
+from txl_jax.original_tensors import sources
 from txl_jax.step import Totals, TrainState, make_train_step, place_batch, state_shardings
 
 QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
@@ -111,9 +112,7 @@ def test_optax_lamb_is_the_librarys_where_every_leaf_is_a_tensor():
 def original_tensors(cfg: ModelConfig, seed: int, size: float) -> dict[str, np.ndarray]:
     """Random tensors in the original's layout, of very different norms, some beyond 10."""
     rng = np.random.default_rng(seed)
-    shapes = {
-        name: source.shape for _, source in original_tensors.sources(cfg) for name in source.names
-    }
+    shapes = {name: source.shape for _, source in sources(cfg) for name in source.names}
     return {
         name: size * 10.0 ** rng.uniform(-2, 1) * rng.standard_normal(shape)
         for name, shape in shapes.items()
@@ -122,7 +121,7 @@ def original_tensors(cfg: ModelConfig, seed: int, size: float) -> dict[str, np.n
 
 def as_ours(cfg: ModelConfig, tensors: dict[str, np.ndarray]) -> Any:
     params: Any = {}
-    for path, source in original_tensors.sources(cfg):
+    for path, source in sources(cfg):
         parts = [source.convert(tensors[name]).astype(np.float32) for name in source.names]
         node = params
         for key in path[:-1]:
@@ -235,7 +234,7 @@ def test_the_train_step_uses_it():
     state = jax.device_put(state, state_shardings(state, mesh))
     state, _ = step.lower(state, *batch).compile(compiler_options=QUICKLY)(state, *batch)
     back: dict[str, np.ndarray] = {}
-    for path, source in original_tensors.sources(cfg.model):
+    for path, source in sources(cfg.model):
         leaf = gradient
         for key in path:
             leaf = leaf[key]
