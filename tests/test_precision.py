@@ -142,7 +142,8 @@ def batch(step: int) -> Any:
 
 @functools.cache
 def first_state(dtype: str) -> TrainState:
-    return init_state(config(dtype), MESH)
+    build = functools.partial(init_state, config(dtype), MESH)
+    return jax.jit(build, compiler_options=QUICKLY)()
 
 
 def begin(dtype: str = "float16") -> TrainState:
@@ -176,13 +177,14 @@ def losses(dtype: str) -> np.ndarray:
 
 def test_the_three_types_train_alike():
     exact = losses("float32")
-    assert exact[0] > 2.1 and exact[-10:].mean() < 0.6
+    assert exact[0] > 2.1 and exact[-10:].mean() < 0.7
     # The relative precision of the types is 2**-11 and 2**-8; steps multiply the difference.
-    for dtype, first, later in (("float16", 5e-4, 0.01), ("bfloat16", 5e-3, 0.05)):
+    for dtype, first, later in (("float16", 5e-5, 0.06), ("bfloat16", 2e-3, 0.15)):
         difference = abs(losses(dtype) - exact)
         assert difference[:5].max() < first
         assert difference.max() < later
-        assert difference.max() > 1e-6, "it is another type"
+        assert abs(losses(dtype)[-20:].mean() - exact[-20:].mean()) < later / 3
+        assert difference[:5].max() > 1e-6, "it is another type"
 
 
 def test_the_scale_does_not_change_what_is_learned():
@@ -220,8 +222,8 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale(step, filled):
     assert int(after.memory.filled) == filled
     assert look(after.loss_scale) == (min(2.0**59, CEILING), 0, 0, 3)
     assert int(after.totals.non_finite_step) == -1
-    again, _ = compiled_step("float16")(after, *batch(step + 1))
-    assert float(again.totals.steps) == step + 1
+    again, _ = compiled_step("float16")(with_scale(after, numbers(1024.0)), *batch(step + 1))
+    assert int(again.totals.steps) == step + 1
 
 
 def test_no_infinity_gets_into_memory_and_the_run_is_given_up():
@@ -239,8 +241,8 @@ def test_no_infinity_gets_into_memory_and_the_run_is_given_up():
 
 HALF = [
     *tiny.WORDS,
-    *("--dtype", "float16", "--optim", "lamb", "--lr", "0.02", "--weight-decay", "0.01"),
-    *("--scheduler", "dev_perf", "--patience", "0", "--decay-rate", "0.25", "--lr-min", "1e-4"),
+    *("--dtype", "float16", "--optim", "lamb", "--lr", "0.2", "--weight-decay", "0.01"),
+    *("--scheduler", "dev_perf", "--patience", "0", "--decay-rate", "0.25", "--lr-min", "0.02"),
     *("--batch", "8", "--warmup-tokens", "1000", "--clip-nonemb", "--accumulate", "2"),
     *("--max-tokens", str(40 * 8 * tiny.TGT_LEN), "--log-every", "5", "--eval-every", "4"),
     *("--eval-max-tokens", "100"),
@@ -294,15 +296,15 @@ def test_the_rate_falls_with_every_validation_that_is_not_better(half):
         for line in tiny.metrics(half)
         if "learning/val_loss" in line
     }
-    best, rate, expected = math.inf, 0.02, {}
+    best, rate, expected = math.inf, 0.2, {}
     for step in range(1, 41):
         warm = step * 8 * tiny.TGT_LEN / 1000
         expected[step] = min(warm, 1.0) * rate
         if (loss := validations.get(step)) and step * 8 * tiny.TGT_LEN >= 1000:
             if loss >= best * 0.9999:
-                rate = max(rate / 4, 1e-4)
+                rate = max(rate / 4, 0.02)
             best = min(best, loss)
-    assert rate < 0.02, "the rate should have fallen"
+    assert rate < 0.2, "the rate should have fallen"
     for line in tiny.metrics(half):
         if "learning/lr" in line:
             assert line["learning/lr"] == pytest.approx(expected[line["step"]], rel=1e-5)
