@@ -371,6 +371,33 @@ def test_covering_makes_every_prediction_once_in_order(n, batch, tgt_len):
     assert streams.n_tokens == n - 1
 
 
+@given(st.integers(2, 200), sizes, st.integers(1, 20), st.integers(0, 8), st.integers(1, 4))
+def test_seamless_streams_read_before_they_count(n, batch, tgt_len, context, together):
+    tokens = np.arange(1000, 1000 + n, dtype=np.uint16)
+    streams = Streams.seamless(tokens, batch, tgt_len, context, together)
+    segments = [streams.segment(i) for i in range(len(streams))]
+    inputs = np.concatenate([inputs for inputs, _ in segments], axis=1)
+    targets = np.concatenate([targets for _, targets in segments], axis=1)
+    counted = targets >= 0
+    np.testing.assert_array_equal(targets[counted], np.arange(1001, 1000 + n))
+    np.testing.assert_array_equal(inputs[counted], np.arange(1000, 1000 + n - 1))
+    again = 0
+    for row in range(batch):
+        read = inputs[row][inputs[row] > 0]
+        np.testing.assert_array_equal(np.diff(read), 1)
+        if counted[row].any():
+            # Segments are those of a single stream, and only the first begins without context.
+            assert (read[0] - 1000) % (tgt_len * together) == 0
+            before = int(np.argmax(counted[row]))
+            assert before == (context * tgt_len if row else 0)
+            again += before
+    assert (streams.n_tokens, streams.n_context) == (n - 1, again)
+    # In the fewest turns.
+    one_stream = -(-(n - 1) // tgt_len)
+    blocks = -(-max(1, one_stream - context) // (together * batch))
+    assert len(streams) == min(one_stream, context + together * blocks)
+
+
 @given(st.slices(7), st.sampled_from([Streams.trimmed, Streams.covering]))
 def test_rows_of_a_segment_can_be_read_apart(rows, layout):
     streams = layout(np.arange(100, dtype=np.uint16), 7, 4)
@@ -439,3 +466,5 @@ def test_a_stream_too_short_says_what_would_fit(n, batch, tgt_len):
 def test_covering_nothing_is_an_error(n):
     with pytest.raises(UserError, match="2 or more are needed"):
         Streams.covering(np.zeros(n, np.uint8), 1, 1)
+    with pytest.raises(UserError, match="2 or more are needed"):
+        Streams.seamless(np.zeros(n, np.uint8), 1, 1, context=1)

@@ -21,6 +21,9 @@ from jax.sharding import Mesh, PartitionSpec
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
 
+RANKED_AT_A_TIME = 2**24
+"""Log-probabilities that are in memory at once, at most, where tokens are ranked."""
+
 
 class Cluster(NamedTuple):
     """A part of the vocabulary: the ids start … stop - 1."""
@@ -200,8 +203,8 @@ class AdaptiveSoftmax(nnx.Module):
         """How many entries of the vocabulary are likelier than the target, int32 [B, T].
 
         Equal ones are not counted, so the rank of a tie is the best of its places; a NaN is counted
-        as likelier. One position of all streams is scored at a time, or as many positions as make
-        2**24 log-probabilities: there is no array [B, T, V] for a large vocabulary.
+        as likelier. As many positions of all streams are scored at a time as `RANKED_AT_A_TIME`
+        allows, but at least one: there is no array [B, T, V] for a large vocabulary.
 
         Args: as `__call__`.
         """
@@ -213,7 +216,7 @@ class AdaptiveSoftmax(nnx.Module):
             return (~(log_probs <= own)).sum(-1, dtype=jnp.int32)
 
         by_position = hidden.swapaxes(0, 1), jnp.maximum(targets, 0).swapaxes(0, 1)
-        positions = max(1, 2**24 // (targets.shape[0] * self.cfg.n_token))
+        positions = max(1, RANKED_AT_A_TIME // (targets.shape[0] * self.cfg.n_token))
         ranks = jax.lax.map(of_position, by_position, batch_size=min(positions, targets.shape[1]))
         return ranks.swapaxes(0, 1)
 

@@ -178,8 +178,10 @@ def main(words: list[str]) -> None:
             row = {"mem_len": f"{mem_len}"} | shown | {"read again": f"{score.context}"}
             if not perplexities:
                 print(f"{text}: {score.tokens} tokens, each predicted once ({described(common)})")
-                print("  ".join(row))
-            print("  ".join(cell.rjust(len(name)) for name, cell in row.items()), flush=True)
+                print("  ".join(name.rjust(7) for name in row))
+            print(
+                "  ".join(cell.rjust(max(7, len(name))) for name, cell in row.items()), flush=True
+            )
         else:
             print(f"{text}: {described(shown)}")
             print(
