@@ -119,6 +119,8 @@ def test_what_is_written_is_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pt") as archive:
         ops = list(pickletools.genops(archive.read("weights/data.pkl")))
         assert archive.read("weights/version") == b"3\n"
+        # No time of writing: the same weights are the same file.
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     names = {argument for op, argument, _ in ops if op.name == "GLOBAL"}
     assert names == {
         "collections OrderedDict",

@@ -142,9 +142,10 @@ def test_metrics_are_what_their_names_say(finished):
     n_token, width, layers = run_folder.read_config(finished).model.n_token, 16, 2
     attention = 5 * width * width + 2 * width
     feed_forward = 2 * width * 32 + 32 + width + 2 * width
-    others = layers * (attention + feed_forward) + 2 * width  # r_w_bias, r_r_bias
-    assert tagged(finished, "sizes/params") == {0: others + n_token * (width + 1)}
-    assert tagged(finished, "sizes/non_emb_params") == {0: others}
+    in_layers = layers * (attention + feed_forward)
+    others = 2 * width + n_token * (width + 1)  # r_w_bias, r_r_bias; embedding, output bias
+    assert tagged(finished, "sizes/params") == {0: in_layers + others}
+    assert tagged(finished, "sizes/non_emb_params") == {0: in_layers}
 
 
 def test_tensorboard_shows_the_same_over_tokens(finished):

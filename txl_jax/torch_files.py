@@ -231,7 +231,8 @@ _FUNCTIONS: dict[str, Any] = {
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a state dict that `torch.load` reads, also with `weights_only`; float32 only.
 
-    Arrays that are the same object share a storage, as tied tensors do. Raises OSError.
+    Arrays that are the same object share a storage, as tied tensors do. The same tensors give the
+    same file. Raises OSError.
     """
     keys: dict[int, str] = {}
     arrays: list[np.ndarray] = []
@@ -253,11 +254,15 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     ops += [pickle.SETITEMS, pickle.STOP]
     draft = path.with_name(path.name + ".tmp")
     with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("weights/data.pkl", b"".join(ops))
-        archive.writestr("weights/byteorder", b"little")
+
+        def add(name: str, content: bytes) -> None:
+            archive.writestr(zipfile.ZipInfo(f"weights/{name}"), content)  # without a date
+
+        add("data.pkl", b"".join(ops))
+        add("byteorder", b"little")
         for key, array in enumerate(arrays):
-            archive.writestr(f"weights/data/{key}", array.tobytes())
-        archive.writestr("weights/version", b"3\n")
+            add(f"data/{key}", array.tobytes())
+        add("version", b"3\n")
     draft.replace(path)
 
 
