@@ -109,9 +109,9 @@ def test_search_in_a_table_of_next_tokens_is_as_it_is_written_out(beam, stops):
 @pytest.fixture(scope="module")
 def params(compiled: None):
     """Weights so large that what the model says next depends on all that it has read."""
-    initial = nnx.to_pure_dict(nnx.state(TransformerXL(MODEL, rngs=nnx.Rngs(2))))
+    initial = nnx.to_pure_dict(nnx.state(TransformerXL(MODEL, rngs=nnx.Rngs(1))))
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if "norm" in jax.tree_util.keystr(path) else 30 * leaf, initial
+        lambda path, leaf: leaf if "norm" in jax.tree_util.keystr(path) else 20 * leaf, initial
     )
 
 
@@ -155,7 +155,9 @@ def test_a_beam_as_wide_as_there_are_texts_finds_them_in_their_order(params, nex
     same(found[:40], best_first(texts)[:40])
     narrow = search(params, Beam(1), 3)
     if not stops:
-        assert narrow[0].log_prob < found[0].log_prob, "it should take a search to find the best"
+        assert narrow[0].log_prob < found[0].log_prob - 0.1, (
+            "it should take a search to find the best"
+        )
 
 
 @pytest.mark.parametrize("beam", [Beam(4), Beam(4, 2, 1.0)], ids=str)
