@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -76,7 +77,7 @@ def search_slowly(
     return best_first([h for group in found for h in best_first(group)[:width]])
 
 
-@pytest.mark.parametrize("stops", [[], [b"d"], [b"ab", b"cc", b"e"], [b"a", b"b", b"c", b"de"]])
+@pytest.mark.parametrize("stops", [[], [b"ab", b"cc", b"e"], [b"a", b"b", b"c", b"de"]])
 @pytest.mark.parametrize(
     "beam",
     [Beam(1), Beam(5), Beam(6, 3, 0.0), Beam(6, 3, 0.7), Beam(4, 4, 2.0), Beam(8, 2, 0.1)],
@@ -134,8 +135,15 @@ def next_token(params) -> Callable[[list[int]], np.ndarray]:
     return next_token
 
 
+@functools.cache
+def unstopped(beam: Beam) -> BeamSearch:
+    return BeamSearch(MODEL, tiny.one_device(), beam, NO_STOPS)
+
+
 def search(params, beam: Beam, tokens: int, table: np.ndarray = NO_STOPS) -> list[Hypothesis]:
-    return BeamSearch(MODEL, tiny.one_device(), beam, table)(params, PROMPT, tokens)
+    if table is not NO_STOPS:
+        return BeamSearch(MODEL, tiny.one_device(), beam, table)(params, PROMPT, tokens)
+    return unstopped(beam)(params, PROMPT, tokens)
 
 
 @pytest.mark.parametrize("stops", [[], [b"b", b"ca"]])
