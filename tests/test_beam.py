@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -76,7 +77,7 @@ def search_slowly(
     return best_first([h for group in found for h in best_first(group)[:width]])
 
 
-@pytest.mark.parametrize("stops", [[], [b"d"], [b"ab", b"cc", b"e"], [b"a", b"b", b"c", b"de"]])
+@pytest.mark.parametrize("stops", [[], [b"ab", b"cc", b"e"], [b"a", b"b", b"c", b"de"]])
 @pytest.mark.parametrize(
     "beam",
     [Beam(1), Beam(5), Beam(6, 3, 0.0), Beam(6, 3, 0.7), Beam(4, 4, 2.0), Beam(8, 2, 0.1)],
@@ -109,9 +110,9 @@ def test_search_in_a_table_of_next_tokens_is_as_it_is_written_out(beam, stops):
 @pytest.fixture(scope="module")
 def params(compiled: None):
     """Weights so large that what the model says next depends on all that it has read."""
-    initial = nnx.to_pure_dict(nnx.state(TransformerXL(MODEL, rngs=nnx.Rngs(2))))
+    initial = nnx.to_pure_dict(nnx.state(TransformerXL(MODEL, rngs=nnx.Rngs(1))))
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if "norm" in jax.tree_util.keystr(path) else 30 * leaf, initial
+        lambda path, leaf: leaf if "norm" in jax.tree_util.keystr(path) else 20 * leaf, initial
     )
 
 
@@ -134,8 +135,15 @@ def next_token(params) -> Callable[[list[int]], np.ndarray]:
     return next_token
 
 
+@functools.cache
+def unstopped(beam: Beam) -> BeamSearch:
+    return BeamSearch(MODEL, tiny.one_device(), beam, NO_STOPS)
+
+
 def search(params, beam: Beam, tokens: int, table: np.ndarray = NO_STOPS) -> list[Hypothesis]:
-    return BeamSearch(MODEL, tiny.one_device(), beam, table)(params, PROMPT, tokens)
+    if table is not NO_STOPS:
+        return BeamSearch(MODEL, tiny.one_device(), beam, table)(params, PROMPT, tokens)
+    return unstopped(beam)(params, PROMPT, tokens)
 
 
 @pytest.mark.parametrize("stops", [[], [b"b", b"ca"]])
@@ -155,7 +163,9 @@ def test_a_beam_as_wide_as_there_are_texts_finds_them_in_their_order(params, nex
     same(found[:40], best_first(texts)[:40])
     narrow = search(params, Beam(1), 3)
     if not stops:
-        assert narrow[0].log_prob < found[0].log_prob, "it should take a search to find the best"
+        assert narrow[0].log_prob < found[0].log_prob - 0.1, (
+            "it should take a search to find the best"
+        )
 
 
 @pytest.mark.parametrize("beam", [Beam(4), Beam(4, 2, 1.0)], ids=str)

@@ -186,8 +186,8 @@ def test_a_prompt_from_a_file_or_standard_input(shell, command, trained, tmp_pat
 
 
 def test_beam_search_prints_what_it_finds_with_scores(command, trained):
-    words = ("--prompt", "met ", "--tokens", "12", "--stop", "a", "--beam", "4", "--groups", "2")
-    table = StopStrings([b"a"]).table(trained.vocab)
+    words = ("--prompt", "met ", "--tokens", "12", "--stop", "er ", "--beam", "4", "--groups", "2")
+    table = StopStrings([b"er "]).table(trained.vocab)
     search = BeamSearch(trained.cfg.model, tiny.one_device(), Beam(4, 2), table)
     found = search(trained.params, trained.vocab.encode(b"met "), 12)
     assert {h.reason for h in found} == {"stop", "length"}, "both should be seen here"
@@ -195,7 +195,7 @@ def test_beam_search_prints_what_it_finds_with_scores(command, trained):
     expected, facts = "", []
     for number, h in enumerate(found, 1):
         text = trained.vocab.decode(h.tokens).decode("utf-8", "replace")
-        text = text.split("a")[0]
+        text = text.split("er ")[0]
         expected += (
             f"--- hypothesis {number} of 4, group {h.group}, {h.score:.4f} for each token "
             f"({h.reason}) ---\nmet {text}\n"

@@ -75,9 +75,9 @@ def test_repetition_is_discouraged_as_it_is_written_out(penalty, n, window):
 
 def test_a_log_probability_falls_by_the_penalty_whatever_it_is():
     """Were it divided, as CTRL divides positive scores, repetition would become likelier."""
-    log_probs = np.log(np.asarray([0.7, 0.2, 0.1], np.float32))
-    recent = np.asarray([0, 2], np.int32)
-    found = np.exp(discourage(log_probs, recent, Sampling(repetition_penalty=2)))  # pyright: ignore
+    log_probs = jnp.log(jnp.asarray([0.7, 0.2, 0.1]))
+    recent = jnp.asarray([0, 2])
+    found = jnp.exp(discourage(log_probs, recent, Sampling(repetition_penalty=2)))
     np.testing.assert_allclose(found, [0.49, 0.2, 0.01], rtol=1e-5)
 
 
