@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from txl_jax import adaptive, config, metrics, optim, train
+from txl_jax import adaptive, config, metrics, optim, preflight
 from txl_jax.config import Config
 from txl_jax.model import abstract
 
@@ -120,7 +120,7 @@ def test_an_experiment_is_what_it_says_and_a_run_accepts_it(name):
     assert cfg.train.batch == expected.batch
     assert tokens(cfg.train.max_tokens, cfg.train.batch, cfg.model.tgt_len) == expected.steps
     mesh: Any = SimpleNamespace(devices=np.array(jax.devices()[:1] * expected.devices))
-    train.check(cfg, mesh)
+    preflight.check(cfg, mesh)
 
     known = with_vocabulary(cfg, VOCABULARY.get(cfg.data.dataset, STDLIB))
     assert parameters(known) == expected.parameters == by_hand(known)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests import tiny
 from tests.tiny import LOGDIR, WORDS, Shell
-from txl_jax import data, lr_finder, sharding, train
+from txl_jax import data, lr_finder, preflight, sharding
 from txl_jax.config import Config
 from txl_jax.data import Streams
 from txl_jax.errors import UserError
@@ -104,7 +104,7 @@ def towards(fraction: np.float32, old: np.ndarray, new: jax.Array) -> np.ndarray
 def test_a_sweep_is_the_train_step_at_growing_rates(cfg):
     """Over more than one epoch, with memory, dropout and clipping as in training."""
     mesh, tokens = tiny.one_device(), data.prepare(cfg.data)
-    cfg = train.with_vocabulary(cfg, tokens.vocab)
+    cfg = preflight.with_vocabulary(cfg, tokens.vocab)
     streams = Streams.trimmed(tokens.splits["train"], tiny.BATCH, tiny.TGT_LEN)
     # An epoch of 20 segments, so that it begins anew within the sweep.
     streams = dataclasses.replace(streams, length=20 * tiny.TGT_LEN)

@@ -667,6 +667,12 @@ def test_empty_memory_has_the_shape_of_the_config():
         ({"d_model": 7}, ["d_model is 7", "even"]),
         ({"mem_len": -1}, ["mem_len is -1", "0 or more"]),
         ({"mem_len": 0, "same_length": True}, ["same_length", "mem_len is 0", "1 or more"]),
+        ({"cutoffs": (5, 5)}, ["cutoffs are [5, 5]", "increase"]),
+        ({"cutoffs": (5, 3)}, ["cutoffs are [5, 3]", "increase"]),
+        ({"cutoffs": (0, 3)}, ["cutoffs are [0, 3]", "above 0"]),
+        ({"cutoffs": (5, V)}, [f"cutoffs are [5, {V}]", f"{V} entries", "below"]),
+        ({"div_val": 0}, ["div_val is 0", "at least 1"]),
+        ({"cutoffs": (3, 5), "div_val": 4}, ["div_val 4", "cluster 2", "8 // 4**2"]),
         ({"cutoffs": (3, 5), "tie_projs": (True,)}, ["tie_projs", "1 entries", "it has 3"]),
         ({"tie_projs": (True, False)}, ["tie_projs", "2 entries"]),
         *(

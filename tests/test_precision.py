@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from tests import tiny
 from tests.tiny import Shell
-from txl_jax import precision, train
+from txl_jax import precision, preflight, train
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.errors import UserError
@@ -77,7 +77,7 @@ def test_training_refuses_it(monkeypatch):
     for dtype in ("float16", "bfloat16"):
         cfg = Config(model=ModelConfig(n_token=9, dtype=dtype))
         with pytest.raises(UserError, match=f"dtype is {dtype}"):
-            train.check(cfg, mesh)
+            preflight.check(cfg, mesh)
 
 
 def numbers(scale: float, good: int = 0, stuck: int = 0, overflows: int = 0) -> LossScale:

@@ -13,7 +13,7 @@ import pytest
 
 from tests import tiny
 from tests.tiny import LOGDIR, WORDS, Shell
-from txl_jax import data, run_folder, train
+from txl_jax import data, preflight, run_folder, train
 from txl_jax.checkpoint import Checkpoints, by_name
 from txl_jax.config import Config
 from txl_jax.data import TokenFiles
@@ -35,7 +35,7 @@ def tokens(shell: Shell) -> TokenFiles:
 
 @pytest.fixture
 def cfg(tokens: TokenFiles) -> Config:
-    return train.with_vocabulary(tiny.CONFIG, tokens.vocab)
+    return preflight.with_vocabulary(tiny.CONFIG, tokens.vocab)
 
 
 def changed(cfg: Config, **model: Any) -> Config:

@@ -28,8 +28,8 @@ from txl_jax import config, data, run_folder, sharding, storage, warm_start
 from txl_jax.config import Command, Config
 from txl_jax.data import Streams, TokenFiles
 from txl_jax.errors import UserError, run_command
+from txl_jax.preflight import check, with_vocabulary
 from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
-from txl_jax.train import check, with_vocabulary
 
 PICTURE, POINTS = "lr_finder.png", "lr_finder.json"
 SMOOTHING = 0.9

@@ -19,11 +19,9 @@ from txl_jax import (
     checkpoint,
     config,
     data,
-    freeze,
     metrics,
-    model,
-    optim,
     precision,
+    preflight,
     results,
     run_folder,
     sharding,
@@ -48,40 +46,6 @@ from txl_jax.step import (
     place_batch,
 )
 from txl_jax.trained import CHECKPOINTS, VOCAB, check_corpus, load_trained
-from txl_jax.vocab import Vocab
-
-
-def check(cfg: Config, mesh: Mesh) -> None:
-    """Raises UserError, in one line, for the first field that cannot work."""
-    for name in ("accumulate", "max_tokens", "log_every", "eval_every"):
-        if getattr(cfg.train, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg.train, name)}; it has to be at least 1")
-    for name in ("eval_max_tokens", "sample_tokens", "checkpoint_minutes"):
-        if getattr(cfg.train, name) < 0:
-            raise UserError(f"{name} is {getattr(cfg.train, name)}; it has to be 0 or more")
-    if cfg.train.eval_max_tokens == 1:
-        raise UserError("eval_max_tokens is 1; it has to be 0 (all) or 2, one to predict, or more")
-    sharding.check_batch(mesh, "batch", cfg.train.batch, cfg.train.accumulate)
-    sharding.check_batch(mesh, "eval_batch", cfg.train.eval_batch)
-    optim.check(cfg.optim)
-    precision.check_device(cfg.model.dtype, mesh.devices.flat[0])
-    n_token = cfg.model.n_token or max(cfg.model.cutoffs, default=0) + 1
-    model.check(dataclasses.replace(cfg.model, n_token=n_token))
-    freeze.check(cfg)
-    warm_start.check(cfg)
-
-
-def with_vocabulary(cfg: Config, vocab: Vocab) -> Config:
-    """`cfg` with n_token filled in from the corpus.
-
-    Raises UserError if another one is given, or the cutoffs do not fit it.
-    """
-    size = len(vocab)
-    if cfg.model.n_token not in (0, size):
-        raise UserError(f"n_token is {cfg.model.n_token} and the corpus has {size}; leave it at 0")
-    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_token=size))
-    model.check(cfg.model)
-    return cfg
 
 
 def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> int:
@@ -237,9 +201,9 @@ def main(words: list[str]) -> int:
     cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, logdir=logdir))
     sharding.initialize(command.local)
     mesh = sharding.make_mesh()
-    check(cfg, mesh)
+    preflight.check(cfg, mesh)
     corpus = data.survey(cfg.data)
-    cfg = with_vocabulary(cfg, corpus.vocab)
+    cfg = preflight.with_vocabulary(cfg, corpus.vocab)
     data.check_length(corpus.n_tokens["train"], cfg.train.batch, cfg.model.tgt_len)
     run_folder.check(Path(logdir), cfg)
     tokens = corpus.token_files()
