@@ -17,8 +17,9 @@ help: ## show this list
 train: $(VENV)/installed ## train the quickstart model on this machine
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m txl_jax.train --local
 
-test: $(VENV)/installed-dev ## run the tests
-	$(BIN)/python -m pytest -q -m 'not slow'
+# A file's tests share what they compile and the runs that they look at, so files are dealt out whole.
+test: $(VENV)/installed-dev ## run the tests, on several cores
+	$(BIN)/python -m pytest -q -m 'not slow' -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(VENV)/installed-dev ## run the tests that take longer
 	$(BIN)/python -m pytest -q -m slow
