@@ -50,7 +50,7 @@ def large(machines: int, lr: float, steps: int | None = None) -> Expected:
 
 
 EXPECTED = {
-    "quickstart": Expected(532_580, 1, 16, 6446, 1.75e-3),
+    "quickstart": Expected(532_580, 1, 16, 7422, 1.75e-3),
     "one_gpu": Expected(SMALL, 1, 32, 366_211, 0.0010416666666666667),
     "one_machine": small(1, 0.005),
     "one_machine_fp16": small(1, 0.005),
