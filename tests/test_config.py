@@ -203,6 +203,32 @@ def test_other_commands_are_parsed_the_same_way():
         parsed("--logdir", "a", "--log-dir", "b")
 
 
+@dataclasses.dataclass(frozen=True)
+class MayBe:
+    may_be: bool | None = None
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", None),
+        ("--may-be", True),
+        ("--may_be", True),
+        ("--no-may-be", False),
+        ("--may-be True", True),
+        ("--may-be False", False),
+        ("--may-be None", None),
+        ("--may-be=False", False),
+        ("--may-be --text a", True),
+        ("--text a --no_may_be", False),
+    ],
+)
+def test_a_bool_that_may_be_none_is_a_flag_too(words, expected):
+    text = "a" if "--text" in words else ""
+    assert parse_words(MayBe, None, PROG, "", words.split()) == MayBe(expected, text)
+
+
 def test_the_command_refuses_with_status_2_and_helps_with_status_0(shell, tmp_path):
     refusal = shell.refused("train", "--n-layers", "3", cwd=tmp_path)
     assert refusal == (f"unknown option --n-layers (did you mean --n-layer?); see {PROG} --help")

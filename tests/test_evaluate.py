@@ -223,7 +223,7 @@ def test_bits_per_character_count_the_text():
         ),
         ("--reset-every 0", "reset_every is 0; it has to be at least 1"),
         ("--sweep 16 -1", "mem_len is -1; it has to be 0 or more"),
-        ("--sweep 0 16 --same-length True", "same_length lets a query see mem_len keys and mem_le"),
+        ("--sweep 0 16 --same-length", "same_length lets a query see mem_len keys and mem_le"),
         ("--sweep 0 16 --mem-len 3", "--sweep says which mem_len there are; leave --mem-len out"),
         ("--out x.png", "--out names the picture of a sweep; add --sweep"),
         ("--sweep 0 --out missing/x.png", "--out missing/x.png is not a file in a folder that"),

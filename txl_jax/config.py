@@ -246,7 +246,8 @@ def load(name: str, words: list[str] | None = None) -> Config:
 def parse_words(kind: type[_T], default: _T | None, prog: str, about: str, words: list[str]) -> _T:
     """An instance of the dataclass `kind` from command-line words, by tyro, errors in one line.
 
-    Options are named after the fields, without the names of nested dataclasses.
+    Options are named after the fields, without the names of nested dataclasses. `--X` and `--no-X`
+    set a bool, also one that may be None.
 
     Raises:
       UserError: an unknown option (with the nearest one) or a value that does not fit.
@@ -259,7 +260,7 @@ def parse_words(kind: type[_T], default: _T | None, prog: str, about: str, words
                 kind,
                 prog=prog,
                 description=about,
-                args=words,
+                args=_spell_out_flags(kind, words),
                 config=(tyro.conf.OmitArgPrefixes,),
                 return_unknown_args=True,
                 **options,
@@ -271,7 +272,7 @@ def parse_words(kind: type[_T], default: _T | None, prog: str, about: str, words
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         option = word.split("=")[0]
-        known = ["--" + name.replace("_", "-") for name in _option_names(kind)]
+        known = ["--" + name.replace("_", "-") for name, _ in _options(kind)]
         raise UserError(
             f"unknown option {option}{nearest(option.replace('_', '-'), known)}; see {prog} --help"
         )
@@ -284,11 +285,27 @@ def nearest(word: str, known: list[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _option_names(kind: Any) -> list[str]:
-    names = []
+def _options(kind: Any) -> list[tuple[str, Any]]:
+    """Name and type of every field of a dataclass and of those within it."""
+    options = []
     for entry, hint in get_type_hints(kind).items():
-        names += _option_names(hint) if dataclasses.is_dataclass(hint) else [entry]
-    return names
+        options += _options(hint) if dataclasses.is_dataclass(hint) else [(entry, hint)]
+    return options
+
+
+def _spell_out_flags(kind: Any, words: list[str]) -> list[str]:
+    """`words` with `--X True` for `--X` and `--X False` for `--no-X`, where X may also be None.
+
+    tyro takes only what is never None as a flag.
+    """
+    spelt = []
+    names = [name.replace("_", "-") for name, hint in _options(kind) if hint == bool | None]
+    flags = {f"--{name}": f"--{name} True" for name in names}
+    flags |= {f"--no-{name}": f"--{name} False" for name in names}
+    for word, following in itertools.zip_longest(words, words[1:]):
+        flag = flags.get(word.replace("_", "-"))
+        spelt += flag.split() if flag and following not in ("True", "False", "None") else [word]
+    return spelt
 
 
 def _named_config(words: list[str]) -> str:

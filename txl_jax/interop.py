@@ -283,6 +283,7 @@ def export_weights(args: ExportArguments) -> str:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
     shape = ("n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner", "d_embed")
     shape += ("tie_weight", "div_val", "cutoffs", "pre_lnorm", "same_length", "clamp_len")
+    shape += ("attn_type",)
     lines = [
         f"{out}: {len(tensors)} tensors of step {trained.step}; they fit the original's "
         f"MemTransformerLM with {_in_words(cfg, [*shape, 'tgt_len', 'mem_len'])}, "

@@ -10,7 +10,8 @@ with a B that has only the layers wanting, all of it stands on top of A.
 
 Optimizer state, step and memory start fresh. Lengths (tgt_len, mem_len, clamp_len, same_length),
 dropout and the type of activations may differ from those of A and B, and so may untie_r in one
-direction: where layers shared a pair of biases, each gets a copy of it.
+direction: where layers shared a pair of biases, each gets a copy of it. With attn_type 1 and 3,
+whose tables have tgt_len + mem_len rows, that sum has to be the same.
 """
 
 from dataclasses import dataclass
