@@ -184,8 +184,8 @@ def test_a_document_begins_after_the_sign_that_ends_one():
 def test_losses_are_shown_in_what_the_tokens_are():
     assert vocab.build("bytes", [b"a"]).measure is BITS_PER_BYTE
     assert vocab.build("words", [b"a"]).measure is PERPLEXITY
-    assert BITS_PER_BYTE.sentence(1.5432) == "2.2264 bits per byte"
-    assert PERPLEXITY.sentence(3.0) == "perplexity 20.086"
+    assert BITS_PER_BYTE.text(1.5432) == "2.2264"
+    assert PERPLEXITY.text(3.0) == "20.086"
     assert PERPLEXITY.text(1e6) == "inf"
 
 

@@ -22,8 +22,6 @@ class Measure:
 
     name: str
     """In a table."""
-    phrase: str
-    """In a sentence, around the number."""
     short: str
     """In a progress line."""
     tag: str
@@ -43,10 +41,6 @@ class Measure:
         """The loss as it stands in a table, as `2.2263` or `20.086`."""
         return f"{self.of(loss):.{self.digits}f}"
 
-    def sentence(self, loss: float) -> str:
-        """The loss in words, as `2.2263 bits per byte` or `perplexity 20.086`."""
-        return self.phrase.format(self.text(loss))
 
-
-BITS_PER_BYTE = Measure("bits per byte", "{} bits per byte", "bpb", "bpc", "bytes", 4, _bits)
-PERPLEXITY = Measure("perplexity", "perplexity {}", "ppl", "ppl", "words", 3, _perplexity)
+BITS_PER_BYTE = Measure("bits per byte", "bpb", "bpc", "bytes", 4, _bits)
+PERPLEXITY = Measure("perplexity", "ppl", "ppl", "words", 3, _perplexity)
