@@ -11,7 +11,7 @@ memory more to remember.
 
 from dataclasses import replace
 
-from txl_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from txl_jax.config import ClusterConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 SMALL = ModelConfig(
     n_layer=16,
@@ -73,6 +73,7 @@ def experiment(
             eval_every=500,
             eval_batch=max(16, devices),
         ),
+        cluster=ClusterConfig(machines=machines, gpus=gpus),
     )
 
 

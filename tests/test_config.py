@@ -16,7 +16,7 @@ from txl_jax.errors import UserError
 
 pytest_plugins = ["tests.tiny_runs"]
 
-SECTIONS = ("model", "data", "optim", "train")
+SECTIONS = ("model", "data", "optim", "train", "cluster")
 PROG = "python -m txl_jax.train"
 
 

@@ -166,6 +166,8 @@ class TrainConfig:
     """Parts into which a step's batch is split, one after another, to save memory."""
     max_tokens: int = 1_000_000
     """Tokens to train on; the run ends with the step that reaches them."""
+    throughput: bool = False
+    """Measure the speed of training and nothing else: no checkpoints, no evaluation, no logs."""
     seed: int = 0
     """Seed of initial weights and dropout."""
     log_every: int = 50
@@ -189,6 +191,23 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """The machines that the experiment is made for, and how its state lies on their devices."""
+
+    machines: int = 1
+    """Machines that the launcher starts and that plans and reports reckon with; a run itself uses
+    all devices that it finds."""
+    gpus: int = 1
+    """Devices of each machine, for plans and reports."""
+    zero: Literal[0, 1] = 0
+    """1: parameters and optimizer state are split over the devices, and gathered once a step. 0:
+    every device holds them whole."""
+    fsdp: bool = False
+    """Split parameters and optimizer state, and gather the layers one after another, for models
+    that a device cannot hold whole."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -196,6 +215,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ def open_run(
     """Makes `logdir` the folder of the run of `cfg`, or checks that it already is.
 
     A run goes on under the config that it began with, so that what stands in its folder is one
-    experiment. Only the fields that cannot change a loss or a logged line may differ from start to
-    start: train.logdir and data.data_dir (folders that were moved) and train.checkpoint_minutes;
-    config.json then takes the new values.
+    experiment. Only the fields that cannot change a loss or a logged line, but by rounding, may
+    differ from start to start: train.logdir and data.data_dir (folders that were moved),
+    train.checkpoint_minutes and all of cluster; config.json then takes the new values.
 
     `command` is the command line, word by word; `devices` says in words what it runs on. Of several
     processes only the `primary` one writes.
@@ -114,7 +114,7 @@ def _check_same(logdir: Path, there: Config, here: Config) -> None:
     differ = [
         f"{name}: {old!r} there, {new!r} here"
         for (name, old), (_, new) in zip(_fields(there), _fields(here), strict=True)
-        if old != new and name not in _MAY_DIFFER
+        if old != new and name not in _MAY_DIFFER and not name.startswith("cluster.")
     ]
     if differ:
         raise UserError(
