@@ -13,7 +13,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from numpy.typing import NDArray
 
 from txl_jax import adaptive, sharding
@@ -44,14 +44,14 @@ EACH = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS.keys())
 class Both(nnx.Module):
     """Input and output, as the model holds them."""
 
-    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, mesh=None):
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.embedding = AdaptiveEmbedding(cfg, rngs)
-        self.output = AdaptiveSoftmax(cfg, rngs, mesh)
+        self.output = AdaptiveSoftmax(cfg, rngs)
 
 
-def make(cfg: ModelConfig, mesh=None) -> tuple[Any, Any]:
+def make(cfg: ModelConfig) -> tuple[Any, Any]:
     """(graphdef, random parameters with every entry near 1, so that each of them counts)."""
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Both(cfg, nnx.Rngs(0), mesh)))
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Both(cfg, nnx.Rngs(0))))
     rng = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
     return graphdef, jax.tree.map(draw, nnx.to_pure_dict(shapes))
@@ -113,20 +113,30 @@ def loss_and_gradients(cfg: ModelConfig, hidden, targets):
 @functools.cache
 def compiled(cfg: ModelConfig, mesh: Mesh | None = None) -> Any:
     """(params, hidden, targets, weight) → gradients of the weighted sum of losses, and losses."""
-    graphdef, _ = make(cfg, mesh)
-    rows = everywhere = None
-    if mesh is not None:
-        rows, everywhere = sharding.split(mesh, axis=0), sharding.repeated(mesh)
+    graphdef, _ = make(cfg)
 
     def total(params, hidden, targets, weight):
         both = nnx.merge(graphdef, params)
         loss = both.output(hidden, targets, both.embedding)
         return (loss * weight).sum(), loss
 
+    gradients = jax.grad(total, argnums=(0, 1), has_aux=True)
+    if mesh is None:
+        return jax.jit(gradients)
+
+    def of_device(*args):
+        (of_params, of_hidden), loss = gradients(*args)
+        return (jax.lax.psum(of_params, "data"), of_hidden), loss
+
+    whole, rows = PartitionSpec(), PartitionSpec("data")
     return jax.jit(
-        jax.grad(total, argnums=(0, 1), has_aux=True),
-        in_shardings=(everywhere, rows, rows, rows),
-        out_shardings=((everywhere, rows), rows),
+        jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(whole, rows, rows, rows),
+            out_specs=((whole, rows), rows),
+            check_vma=False,
+        )
     )
 
 

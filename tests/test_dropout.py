@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txl_jax.dropout import dropout
+from txl_jax.dropout import dropout, keys_of
 
 LEVELS = 1 << 16
 KEY = jax.random.key(5)
@@ -75,6 +75,16 @@ def test_gradient_passes_only_where_kept():
     out, pull = jax.vjp(lambda x: dropout(x, 0.2, KEY), ONES)
     (gradient,) = pull(ONES)
     np.testing.assert_allclose(gradient, np.where(np.asarray(out) != 0, 1.25, 0.0), rtol=1e-4)
+
+
+def test_with_a_key_for_each_row_rows_are_dropped_each_by_its_own():
+    keys = keys_of(KEY, jnp.asarray([4, 7, 4]))
+    out = np.asarray(dropout(jnp.ones((3, 1000)), 0.5, keys))
+    np.testing.assert_array_equal(out[0], out[2])
+    assert 0.4 < (out[0] != out[1]).mean() < 0.6
+    alone = dropout(jnp.ones((1, 1000)), 0.5, keys_of(KEY, jnp.asarray([7])))
+    np.testing.assert_array_equal(alone[0], out[1])
+    assert 0.4 < (out[1] == 0).mean() < 0.6
 
 
 def test_dropping_is_not_multiplying():

@@ -76,7 +76,7 @@ def begin(params: Any, gathered: float) -> TrainState:
         key=jax.random.key(0),
         totals=Totals.zero(),
     )
-    return jax.device_put(state, state_shardings(state, tiny.one_device()))
+    return jax.device_put(state, state_shardings(CONFIG, tiny.one_device()))
 
 
 def step(state: TrainState) -> TrainState:

@@ -231,7 +231,7 @@ def test_the_train_step_uses_it():
 
     gradient = jax.jit(jax.grad(loss), compiler_options=QUICKLY)(params)
     step: Any = make_train_step(cfg, mesh, 9)
-    state = jax.device_put(state, state_shardings(state, mesh))
+    state = jax.device_put(state, state_shardings(cfg, mesh))
     state, _ = step.lower(state, *batch).compile(compiler_options=QUICKLY)(state, *batch)
     back: dict[str, np.ndarray] = {}
     for path, source in sources(cfg.model):

@@ -518,7 +518,8 @@ def masks(jaxpr: Jaxpr) -> Counter[tuple[int, ...]]:
     found: Counter[tuple[int, ...]] = Counter()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "random_bits":
-            found[equation.params["shape"]] += 1
+            keys: Any = equation.invars[0].aval
+            found[keys.shape + equation.params["shape"]] += 1
         for part in jax.tree.leaves(list(equation.params.values())):
             if isinstance(part, ClosedJaxpr | Jaxpr):
                 found += masks(part.jaxpr if isinstance(part, ClosedJaxpr) else part)
@@ -544,6 +545,22 @@ def test_dropout_hits_what_it_hits_in_the_original():
             inputs, targets, Memory.empty(cfg, B), jax.random.key(0)
         )
         assert masks(program.jaxpr) == expected
+
+
+def test_dropout_of_a_sequence_depends_on_its_number_alone():
+    cfg = dataclasses.replace(POST, dropout=0.2, dropatt=0.2)
+    params, memory, key = random_params(cfg), garbage(cfg, 3), jax.random.key(0)
+    inputs, targets = map(to_jax, tokens(T))
+    xl = build(cfg, params)
+    whole, _ = xl(inputs, targets, memory, key)
+    order = jnp.arange(B)[::-1]
+    turned = Memory(memory.hidden[:, order], memory.filled)
+    other, _ = xl(inputs[order], targets[order], turned, key, order)
+    np.testing.assert_allclose(other[order], whole, rtol=1e-5)
+    last = Memory(memory.hidden[:, -1:], memory.filled)
+    alone, _ = xl(inputs[-1:], targets[-1:], last, key, jnp.asarray([B - 1]))
+    np.testing.assert_allclose(alone[0], whole[-1], rtol=1e-5)
+    assert (xl(inputs, targets, memory, key, jnp.arange(B) + 1)[0] != whole).all()
 
 
 def test_each_dropout_has_its_own_mask_and_scale():

@@ -80,7 +80,7 @@ def begin(cfg: Config, mesh: Mesh) -> TrainState:
         key=jax.random.key(1),
         totals=Totals.zero(),
     )
-    return jax.device_put(state, state_shardings(state, mesh))
+    return jax.device_put(state, state_shardings(cfg, mesh))
 
 
 @functools.cache

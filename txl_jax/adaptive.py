@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
 
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
@@ -133,8 +132,8 @@ class AdaptiveEmbedding(nnx.Module):
 class AdaptiveSoftmax(nnx.Module):
     """Loss and log-probabilities of the next token; weights of its own only where untied."""
 
-    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None = None):
-        self.cfg, self.mesh = cfg, mesh
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.cfg = cfg
         parts = clusters(cfg)
         d_embed = parts[0].width
         self.biases = nnx.List([nnx.Param(jnp.zeros(part.stop - part.start)) for part in parts])
@@ -247,23 +246,9 @@ class AdaptiveSoftmax(nnx.Module):
         return table, jnp.concatenate([bias, self.cluster_bias[...]])
 
     def _tail(self, hidden, local, projection, table, bias) -> jax.Array:
-        """Loss within a tail, [B, T]; each device sees to the tokens that it holds."""
-
-        def own_tokens(hidden, local, projection, table, bias):
-            flat = hidden.reshape(-1, hidden.shape[-1])
-            return tail_loss(flat, local.reshape(-1), projection, table, bias).reshape(local.shape)
-
-        if self.mesh is not None:
-            by_row, everywhere = PartitionSpec("data"), PartitionSpec()
-            own_tokens = jax.shard_map(
-                own_tokens,
-                mesh=self.mesh,
-                in_specs=(by_row, by_row, everywhere, everywhere, everywhere),
-                out_specs=by_row,
-                # The checker does not see through a loop whose length is known to the device only.
-                check_vma=False,
-            )
-        return own_tokens(hidden, local, projection, table, bias)
+        """Loss within a tail, [B, T]."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return tail_loss(flat, local.reshape(-1), projection, table, bias).reshape(local.shape)
 
 
 @jax.custom_vjp

@@ -5,13 +5,14 @@ Letters: B batch, T tgt_len, L layers, M mem_len, D d_model, V vocabulary.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -98,12 +99,12 @@ class Evaluator:
         if reset_every is not None and reset_every < 1:
             raise UserError(f"reset_every is {reset_every}; it has to be at least 1")
         sharding.check_batch(mesh, option, batch)
-        graphdef, _ = abstract(cfg, mesh)
+        graphdef, _ = abstract(cfg)
         self.cfg, self.batch, self.reset_every = cfg, batch, reset_every
         self._rows = sharding.local_rows(mesh, batch)
-        everywhere, by_row = sharding.repeated(mesh), sharding.split(mesh, axis=0)
-        self._by_row = by_row
-        memory = Memory(sharding.split(mesh, 1), everywhere)  # pyright: ignore[reportArgumentType]
+        self._by_row = sharding.split(mesh, axis=0)
+        rows, whole = sharding.split_spec(0), PartitionSpec()
+        memory = Memory(sharding.split_spec(1), whole)  # pyright: ignore[reportArgumentType]
 
         def segment(params: Any, memory: Memory, inputs: jax.Array, targets: jax.Array):
             xl: TransformerXL = nnx.merge(graphdef, params)
@@ -115,13 +116,21 @@ class Evaluator:
                 sums["accuracy_1"] = (place <= 1).sum()
                 sums["accuracy_5"] = (place <= 5).sum()
                 sums["mrr_5"] = jnp.where(place <= 5, 1 / place, 0.0).sum()
-            return sums, memory
+            return jax.lax.psum(sums, sharding.DATA), memory
 
-        self._empty = jax.jit(lambda: Memory.empty(cfg, batch), out_shardings=memory)
+        self._empty = jax.jit(
+            lambda: Memory.empty(cfg, batch),
+            out_shardings=jax.tree.map(partial(NamedSharding, mesh), memory),
+        )
         self._segment = jax.jit(
-            segment,
-            in_shardings=(everywhere, memory, by_row, by_row),
-            out_shardings=(everywhere, memory),
+            jax.shard_map(
+                segment,
+                mesh=mesh,
+                in_specs=(whole, memory, rows, rows),
+                out_specs=(whole, memory),
+                # The checker does not see through a loop whose length is known to the device only.
+                check_vma=False,
+            ),
             donate_argnums=1,
         )
 

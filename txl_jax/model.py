@@ -4,17 +4,17 @@ Letters: B batch, T segment (tgt_len), M memory (mem_len), S = M + T keys, D d_m
 N heads, H d_head, F d_inner, V vocabulary, L layers.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 
 from txl_jax import adaptive, attention
 from txl_jax.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from txl_jax.config import ModelConfig
-from txl_jax.dropout import dropout
+from txl_jax.dropout import dropout, keys_of
 from txl_jax.errors import UserError
 
 LAYER_NORM_EPS = 1e-5
@@ -93,12 +93,15 @@ class Layer(nnx.Module):
         biases: tuple[jax.Array, jax.Array] | None,
         seen: jax.Array,
         key: jax.Array | None,
+        sequences: jax.Array,
     ) -> jax.Array:
         """x [B, T, D], memory [B, M, D], positions [S, D], biases two [N, H], seen [T, S] → x.
 
         positions and biases are those of attn_type 0; the other types have no use for them.
         """
-        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+        keys: Any = (None,) * 4
+        if key is not None:
+            keys = [keys_of(own, sequences) for own in jax.random.split(key, 4)]
         x = self._attend(x, memory, positions, biases, seen, keys[0], keys[1])
         return self._feed_forward(x, keys[2], keys[3])
 
@@ -218,22 +221,24 @@ class TransformerXL(nnx.Module):
     are made from, and not what queries are made from.
 
     Args:
-      mesh: over whose axis `data` sequences are split, where they are: each device then goes
-        through the rare words of its own sequences, as many as they are.
+      gather: where the layers' parameters are split over devices, makes those of one layer whole
+        (a tree of arrays without the axis L); it is called in the scan, also in the backward one.
 
     Raises:
       UserError: a field of the config cannot work (see `check`).
     """
 
-    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs, mesh: Mesh | None = None):
+    def __init__(
+        self, cfg: ModelConfig, *, rngs: nnx.Rngs, gather: Callable[[Any], Any] | None = None
+    ):
         check(cfg)
-        self.cfg = cfg
+        self.cfg, self.gather = cfg, gather
 
         def normal(std: float, *shape: int) -> nnx.Param:
             return nnx.Param(std * jax.random.normal(rngs.params(), shape))
 
         self.embedding = AdaptiveEmbedding(cfg, rngs)
-        self.output = AdaptiveSoftmax(cfg, rngs, mesh)
+        self.output = AdaptiveSoftmax(cfg, rngs)
         if cfg.attn_type == 0:
             bias_shape = (cfg.n_head, cfg.d_head)
             if cfg.untie_r:
@@ -253,7 +258,12 @@ class TransformerXL(nnx.Module):
         return Memory.empty(self.cfg, batch)
 
     def __call__(
-        self, inputs: jax.Array, targets: jax.Array, memory: Memory, key: jax.Array | None = None
+        self,
+        inputs: jax.Array,
+        targets: jax.Array,
+        memory: Memory,
+        key: jax.Array | None = None,
+        sequences: jax.Array | None = None,
     ) -> tuple[jax.Array, Memory]:
         """Loss of each token, and the memory for the next segment.
 
@@ -262,20 +272,34 @@ class TransformerXL(nnx.Module):
           targets: int32 [B, T]; a negative target is ignored, its loss is 0.
           memory: from `init_memory` or from the call before.
           key: random key for dropout; without one there is none.
+          sequences: int32 [B], numbers of the sequences in the whole batch, if these are a part of
+            it: a sequence's dropout depends on its number. None: they are 0 … B - 1.
 
         Returns:
           (loss, memory): float32 [B, T] in nats; the memory carries no gradient.
         """
-        hidden, memory = self.hidden(inputs, memory, key)
+        hidden, memory = self.hidden(inputs, memory, key, sequences)
         return self.loss(hidden, targets), memory
 
     def hidden(
-        self, inputs: jax.Array, memory: Memory, key: jax.Array | None = None
+        self,
+        inputs: jax.Array,
+        memory: Memory,
+        key: jax.Array | None = None,
+        sequences: jax.Array | None = None,
     ) -> tuple[jax.Array, Memory]:
-        """Output of the last layer [B, T, D] for inputs int32 [B, T], and the next memory."""
+        """Output of the last layer [B, T, D] for inputs int32 [B, T], and the next memory.
+
+        Args: as a call.
+        """
         cfg = self.cfg
         tgt_len, mem_len = inputs.shape[1], memory.hidden.shape[2]
-        keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
+        own = jnp.arange(inputs.shape[0]) if sequences is None else sequences
+        keys: Any = (None,) * 4
+        if key is not None:
+            keys = list(jax.random.split(key, 4))
+            # Positions are those of all sequences, and so is their dropout.
+            keys[0], keys[3] = keys_of(keys[0], own), keys_of(keys[3], own)
         positions = biases = None
         with jax.named_scope("embedding"):
             x = self.embedding(inputs)
@@ -295,16 +319,22 @@ class TransformerXL(nnx.Module):
 
         def one_layer(x, scanned):
             weights, old, own_added, own_biases, layer_key = scanned
+            if self.gather:
+                weights = self.gather(nnx.to_pure_dict(weights))
             layer = nnx.merge(graphdef, weights)
             read = old if own_added is None else old + own_added[:mem_len]
             if own_added is not None and cfg.attn_type == 3:
                 x = x + own_added[mem_len:]
             new = jnp.concatenate([old, x], axis=1)[:, tgt_len:]
-            x = layer(x, read, positions, own_biases or biases, seen, layer_key)
+            x = layer(x, read, positions, own_biases or biases, seen, layer_key, own)
             return x, jax.lax.stop_gradient(new)
 
         if cfg.remat:
             one_layer = jax.checkpoint(one_layer)
+        elif self.gather:
+            # Otherwise every layer's whole weights would be kept for the backward pass.
+            kept = jax.checkpoint_policies.dots_saveable
+            one_layer = jax.checkpoint(one_layer, policy=kept)
         scanned = (
             stacked,
             memory.hidden,
@@ -357,13 +387,13 @@ def stacked(cfg: ModelConfig) -> frozenset[str]:
     return frozenset({"layers", *(("r_w_bias", "r_r_bias") if cfg.untie_r else ())})
 
 
-def abstract(cfg: ModelConfig, mesh: Mesh | None = None) -> tuple[Any, Any]:
+def abstract(cfg: ModelConfig, gather: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
     """(graphdef, parameters) of a model without its values: a tree of shapes and types.
 
     `nnx.merge(graphdef, parameters)` gives the model for any parameters of this tree. Tables of
     attn_type 1 and 3 are here as long as tgt_len and mem_len of `cfg` make them; the model takes
     them at whatever length they come, so that evaluation may use other lengths than training.
     """
-    xl = nnx.eval_shape(lambda: TransformerXL(cfg, rngs=nnx.Rngs(0), mesh=mesh))
+    xl = nnx.eval_shape(lambda: TransformerXL(cfg, rngs=nnx.Rngs(0), gather=gather))
     graphdef, params = nnx.split(xl)
     return graphdef, nnx.to_pure_dict(params)

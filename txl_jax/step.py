@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from txl_jax import freeze, optim, plateau, precision, sharding
 from txl_jax.config import Config
@@ -68,32 +68,44 @@ class TrainState(NamedTuple):
 
 def init_state(cfg: Config, mesh: Mesh) -> TrainState:
     """The first state of a run, created where `state_shardings` puts it."""
-
-    def build() -> TrainState:
-        key_params, key_steps = jax.random.split(jax.random.key(cfg.train.seed))
-        params = nnx.to_pure_dict(nnx.state(TransformerXL(cfg.model, rngs=nnx.Rngs(key_params))))
-        memory = Memory.empty(cfg.model, cfg.train.batch // cfg.train.accumulate)
-        hidden = jnp.broadcast_to(memory.hidden, (cfg.train.accumulate, *memory.hidden.shape))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optim.make_optimizer(cfg).init(params),
-            memory=Memory(hidden, memory.filled),
-            key=key_steps,
-            totals=Totals.zero(),
-            loss_scale=precision.begin(cfg.model.dtype),
-            plateau=plateau.begin(cfg),
-        )
-
-    return jax.jit(build, out_shardings=state_shardings(jax.eval_shape(build), mesh))()
+    return jax.jit(partial(_first_state, cfg), out_shardings=state_shardings(cfg, mesh))()
 
 
-def state_shardings(state: TrainState, mesh: Mesh) -> Any:
-    """For each leaf of a state, how it lies on the mesh: memory split, everything else repeated."""
-    everywhere = sharding.repeated(mesh)
-    shardings = jax.tree.map(lambda _: everywhere, state)
+def state_shardings(cfg: Config, mesh: Mesh) -> Any:
+    """For each leaf of a state, how it lies on the mesh (see `sharding`).
+
+    The memory is split, and so are, if the config says so, parameters and what the optimizer keeps
+    for each of them.
+    """
+    state = jax.eval_shape(partial(_first_state, cfg))
+    everywhere, params = sharding.repeated(mesh), sharding.Layout.of(cfg, mesh).shardings
+    opt_state = optax.tree.map_params(
+        optim.make_optimizer(cfg),
+        lambda _, like_param: like_param,
+        state.opt_state,
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
     memory = Memory(sharding.split(mesh, axis=2), everywhere)  # pyright: ignore[reportArgumentType]
-    return shardings._replace(memory=memory)
+    shardings = jax.tree.map(lambda _: everywhere, state)
+    return shardings._replace(params=params, opt_state=opt_state, memory=memory)
+
+
+def _first_state(cfg: Config) -> TrainState:
+    key_params, key_steps = jax.random.split(jax.random.key(cfg.train.seed))
+    params = nnx.to_pure_dict(nnx.state(TransformerXL(cfg.model, rngs=nnx.Rngs(key_params))))
+    memory = Memory.empty(cfg.model, cfg.train.batch // cfg.train.accumulate)
+    hidden = jnp.broadcast_to(memory.hidden, (cfg.train.accumulate, *memory.hidden.shape))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optim.make_optimizer(cfg).init(params),
+        memory=Memory(hidden, memory.filled),
+        key=key_steps,
+        totals=Totals.zero(),
+        loss_scale=precision.begin(cfg.model.dtype),
+        plateau=plateau.begin(cfg),
+    )
 
 
 def make_train_step(
@@ -117,44 +129,24 @@ def make_train_step(
       learning_rate: rate of a step from the tokens seen before it, float32 both; the config's
         schedule unless it is given.
     """
-    graphdef, _ = abstract(cfg.model, mesh)
     step_tokens = cfg.train.batch * cfg.model.tgt_len
     learning_rate = learning_rate or optim.make_schedule(cfg.optim, cfg.train, step_tokens)
     optimizer = optim.make_optimizer(cfg)
-
-    def loss_of_part(params, inputs, targets, memory, key, divisor):
-        xl = nnx.merge(graphdef, params)
-        loss, memory = xl(inputs, targets, memory, key)
-        return loss.sum() / divisor, memory
+    gradients_of = _make_gradients(cfg, mesh)
 
     def train_step(
         state: TrainState, inputs: jax.Array, targets: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        n_targets = (targets >= 0).sum().astype(jnp.float32)
         begun = state.memory.restarted(cfg.model, state.step % segments == 0)
-        scale = state.loss_scale.scale if state.loss_scale else None
-        divisor = n_targets if scale is None else n_targets / scale
-
-        def part(carry, part_of_batch):
-            loss_so_far, gradients_so_far = carry
-            inputs, targets, hidden, key = part_of_batch
-            (loss, memory), gradients = jax.value_and_grad(loss_of_part, has_aux=True)(
-                state.params, inputs, targets, Memory(hidden, begun.filled), key, divisor
-            )
-            gradients = jax.tree.map(jnp.add, gradients_so_far, gradients)
-            return (loss_so_far + loss, gradients), memory
-
-        dropout_keys = jax.random.split(
-            jax.random.fold_in(state.key, state.step), cfg.train.accumulate
-        )
-        (loss, gradients), memory = jax.lax.scan(
-            part,
-            (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params)),
-            (inputs, targets, begun.hidden, dropout_keys),
+        scale = state.loss_scale.scale if state.loss_scale else jnp.ones(())
+        key = jax.random.fold_in(state.key, state.step)
+        gradients, loss, n_targets, memory = gradients_of(
+            state.params, inputs, targets, begun, key, scale / step_tokens
         )
         with jax.named_scope("optimizer"):
-            if scale is not None:
-                loss, gradients = jax.tree.map(lambda scaled: scaled / scale, (loss, gradients))
+            # The sums were taken as if every token had a target, before the number was known.
+            factor = step_tokens / n_targets / scale
+            loss, gradients = jax.tree.map(lambda scaled: scaled * factor, (loss, gradients))
             gradients = freeze.zero_frozen(cfg, gradients)
             norm = optax.tree.norm(gradients)
             gradients = optim.clip(cfg.optim, gradients, norm)
@@ -181,7 +173,7 @@ def make_train_step(
             step=done,
             params=params,
             opt_state=opt_state,
-            memory=Memory(memory.hidden, memory.filled[0]),
+            memory=memory,
             totals=totals,
         )
         if state.loss_scale:
@@ -191,12 +183,67 @@ def make_train_step(
         return new, done
 
     batch = sharding.split(mesh, axis=1)
-    shardings = state_shardings(jax.eval_shape(lambda: init_state(cfg, mesh)), mesh)
+    shardings = state_shardings(cfg, mesh)
     return jax.jit(
         train_step,
         in_shardings=(shardings, batch, batch),
         out_shardings=(shardings, sharding.repeated(mesh)),
         donate_argnums=0,
+    )
+
+
+def _make_gradients(cfg: Config, mesh: Mesh) -> Callable[..., Any]:
+    """(params, inputs, targets, memory, key, weight) → (gradients, loss, targets, memory).
+
+    Gradients and loss are those of the sum over all tokens x `weight`, a float32 scalar; `targets`
+    is how many tokens have one. Every device goes through its own sequences, all parts of them, and
+    then the sums over the devices are taken at once: nothing else crosses the mesh, but for
+    parameters that are split and have to be gathered.
+    """
+    accumulate, parts = cfg.train.accumulate, sharding.split_spec(1)
+    layout = sharding.Layout.of(cfg, mesh)
+    graphdef, _ = abstract(cfg.model, layout.gather_layer)
+
+    def loss_of_part(params, inputs, targets, memory, key, sequences, weight):
+        xl = nnx.merge(graphdef, params)
+        loss, memory = xl(inputs, targets, memory, key, sequences)
+        return loss.sum() * weight, memory
+
+    def own_gradients(params, inputs, targets, memory, key, weight):
+        params = layout.gather(params)
+        b = inputs.shape[1]
+        rows = jax.lax.axis_index(sharding.DATA) * b + jnp.arange(b)
+
+        def part(sums, part_of_batch):
+            inputs, targets, hidden, number = part_of_batch
+            (loss, memory), gradients = jax.value_and_grad(loss_of_part, has_aux=True)(
+                params,
+                inputs,
+                targets,
+                Memory(hidden, old.filled),
+                key,
+                rows * accumulate + number,
+                weight,
+            )
+            return jax.tree.map(jnp.add, sums, (gradients, loss)), memory
+
+        old: Memory = memory
+        zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+        (gradients, loss), memory = jax.lax.scan(
+            part, zeros, (inputs, targets, old.hidden, jnp.arange(accumulate))
+        )
+        n_targets = (targets >= 0).sum().astype(jnp.float32)
+        gradients, (loss, n_targets) = layout.sum_gradients(gradients, (loss, n_targets))
+        return gradients, loss, n_targets, Memory(memory.hidden, memory.filled[0])
+
+    whole, split_memory = PartitionSpec(), Memory(sharding.split_spec(2), PartitionSpec())  # pyright: ignore[reportArgumentType]
+    return jax.shard_map(
+        own_gradients,
+        mesh=mesh,
+        in_specs=(layout.specs, parts, parts, split_memory, whole, whole),
+        out_specs=(layout.specs, whole, whole, split_memory),
+        # The checker does not see through a loop whose length is known to the device only.
+        check_vma=False,
     )
 
 

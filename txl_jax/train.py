@@ -65,6 +65,7 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
     steps = -(-cfg.train.max_tokens // step_tokens)
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
     primary, measure = jax.process_index() == 0, tokens.vocab.measure
+    layout = sharding.Layout.of(cfg, mesh)
     # A run that has a checkpoint goes on from there, also when what it started from is gone.
     begun = checkpoint.exists(logdir / CHECKPOINTS)
     start = None if begun else warm_start.load(cfg, mesh, tokens)
@@ -139,15 +140,17 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                 if due(cfg.train.eval_every):
                     with pace.paused():
                         finite_totals(state, checkpoints)
-                        score = evaluator(state.params, valid, "validating")
+                        params = layout.whole(state.params)
+                        score = evaluator(params, valid, "validating")
                         losses = metrics.validation(score.loss, measure)
                         logs.scalars(n, n * step_tokens, losses)
                         say(metrics.validation_line(n, score.loss, measure))
                         if cfg.train.sample_tokens:
                             text = results.sample_text(
-                                generator, state.params, tokens.vocab, cfg.train.sample_tokens
+                                generator, params, tokens.vocab, cfg.train.sample_tokens
                             )
                             logs.text(n, n * step_tokens, "sample", text)
+                        del params
                         state = after_validation(cfg, mesh, state, score.loss)
                         if score.loss < best:
                             best = score.loss

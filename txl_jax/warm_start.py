@@ -80,7 +80,7 @@ class WarmStart:
             self._check_fits(source, params, self._only_layers(expected) if number else expected)
 
     def params(self, fresh: Any) -> Any:
-        """The parameters to start from, repeated on every device; `fresh` are random ones."""
+        """The parameters to start from, laid out as the config wants; `fresh` are random ones."""
 
         def join(random: jax.Array, *loaded: jax.Array) -> jax.Array:
             parts = [
@@ -99,7 +99,8 @@ class WarmStart:
                 for name, leaves in fresh.items()
             }
 
-        return jax.jit(assemble, out_shardings=sharding.repeated(self._mesh))(fresh, self._params)
+        shardings = sharding.Layout.of(self._cfg, self._mesh).shardings
+        return jax.jit(assemble, out_shardings=shardings)(fresh, self._params)
 
     def report(self) -> str:
         """Lines that say where every part of the model comes from, and what was not used."""
