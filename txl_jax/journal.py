@@ -1,0 +1,78 @@
+"""What a run tells while it goes on: lines on the terminal, a progress bar, and its log files.
+
+Of several processes the first one tells; the others are silent.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self, SupportsFloat
+
+import jax
+from tqdm import tqdm
+
+from txl_jax.logs import Logs
+
+
+def say(text: str) -> None:
+    """Prints a line above the progress bar, in the first process."""
+    if jax.process_index() != 0:
+        return
+    with tqdm.external_write_mode():
+        print(text, flush=True)
+
+
+class Journal:
+    """The log files and the progress bar of one process; a context manager that closes them.
+
+    Args:
+      logdir: the run's folder.
+      step: optimizer steps made before; what an earlier process logged beyond them is cut off.
+      steps: optimizer steps that the run will make.
+      step_tokens: tokens of a step.
+
+    Every method raises UserError when a file cannot be written.
+    """
+
+    def __init__(self, logdir: Path, step: int, steps: int, step_tokens: int):
+        self._step_tokens, self._primary = step_tokens, jax.process_index() == 0
+        with ExitStack() as opened:
+            self._bar = tqdm(
+                total=steps,
+                initial=step,
+                unit="step",
+                delay=2,
+                leave=False,
+                disable=None if self._primary else True,
+            )
+            opened.callback(self._bar.close)
+            if self._primary:
+                self._logs = opened.enter_context(Logs(logdir, step * step_tokens or None))
+            self._opened = opened.pop_all()
+
+    def advance(self) -> None:
+        """Moves the bar by a step."""
+        self._bar.update()
+
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat], line: str = "") -> None:
+        """Logs numbers after `step` optimizer steps, and prints a line if there is one."""
+        if self._primary:
+            self._logs.scalars(step, step * self._step_tokens, values)
+        if line:
+            say(line)
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Logs a text after `step` optimizer steps."""
+        if self._primary:
+            self._logs.text(step, step * self._step_tokens, tag, text)
+
+    def flush(self) -> None:
+        """Brings everything that was logged to the disk."""
+        if self._primary:
+            self._logs.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
