@@ -254,6 +254,10 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     Raises UserError where there is no such folder, no file in it, or it cannot be read.
     """
     try:
+        if cfg.dataset == "synthetic":
+            raise UserError(
+                "--dataset synthetic has nothing to learn from: add --throughput, or name a real one"
+            )
         if cfg.dataset == "text":
             return _text(cfg)
         if cfg.text_dir:
