@@ -104,7 +104,9 @@ def test_the_steps_are_those_of_training(printed):
 
 def test_each_step_is_timed_and_all_devices_work():
     mesh = sharding.make_mesh()
-    known, streams = open_streams(cfg())
+    # In float32, where no step overflows and is left out of the totals.
+    model = dataclasses.replace(cfg().model, dtype="float32")
+    known, streams = open_streams(dataclasses.replace(cfg(), model=model))
     seconds, totals = throughput.time_steps(known, mesh, streams, init_state(known, mesh))
     assert seconds.shape == (STEPS,) and (seconds > 0).all()
     assert totals.tokens == STEPS * BATCH * TGT_LEN

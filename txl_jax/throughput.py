@@ -3,7 +3,7 @@
 The config's train step on real tokens, or on synthetic ones that need no files (`--dataset
 synthetic --n-token V`). The first steps warm up: they compile, and the devices reach their clock.
 Each of the others is timed. The result goes to standard output as two lines, one to read and one
-of JSON; nothing is written anywhere.
+of JSON. Nothing is written, but for the token files of a real data set that has none yet.
 """
 
 import dataclasses
@@ -97,7 +97,8 @@ def measure(cfg: Config, mesh: Mesh, streams: Streams) -> dict[str, Any]:
     quartile over the timed steps, q1 below q3; the rates are those of the whole mesh, and of the
     quartiles of the time (so that q1 of a rate belongs to q3 of the time). None stands for what
     is not known: `mfu` without a known peak, `peak_device_bytes` where the backend does not count
-    (the largest of this process's devices), `loss` if it is not finite (mean over all steps, nats).
+    (the largest of this process's devices), `loss` if it is not finite (mean over all steps that
+    did not overflow, nats).
     """
     state = init_state(cfg, mesh)
     parameters = metrics.count(state.params)
