@@ -256,7 +256,8 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     try:
         if cfg.dataset == "synthetic":
             raise UserError(
-                "--dataset synthetic has nothing to learn from: add --throughput, or name a real one"
+                "--dataset synthetic has nothing to learn from: add --throughput, or name a real "
+                "data set"
             )
         if cfg.dataset == "text":
             return _text(cfg)

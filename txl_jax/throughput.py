@@ -6,12 +6,10 @@ Each of the others is timed. The result goes to standard output as two lines, on
 of JSON. Nothing is written, but for the token files of a real data set that has none yet.
 """
 
-import dataclasses
 import json
 import math
 import platform
 import time
-from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -184,8 +182,8 @@ def _steps(cfg: Config) -> int:
     return -(-cfg.train.max_tokens // (cfg.train.batch * cfg.model.tgt_len))
 
 
-def _spread(quartiles: Sequence[float]) -> dict[str, float]:
-    return dict(zip(("q1", "median", "q3"), map(float, quartiles), strict=True))
+def _spread(quartiles: NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(("q1", "median", "q3"), quartiles.tolist(), strict=True))
 
 
 def _peak_bytes() -> int | None:
