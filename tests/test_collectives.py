@@ -75,7 +75,9 @@ def test_16_bits_are_2_bytes_and_a_group_may_be_part_of_the_devices():
     pairs = one(lambda x: jax.lax.ppermute(x, "data", [(0, 1), (1, 0)]), X)
     assert pairs.group == 2
     square = Mesh(mesh().devices.reshape(2, 2), ("x", "y"))
-    mapped = jax.shard_map(lambda x: jax.lax.psum(x, "y"), mesh=square, in_specs=P("y"), out_specs=P())
+    mapped = jax.shard_map(
+        lambda x: jax.lax.psum(x, "y"), mesh=square, in_specs=P("y"), out_specs=P()
+    )
     (over_y,) = collectives(jax.jit(mapped).lower(X).compile().as_text())
     assert over_y.group == 2
 

@@ -167,9 +167,14 @@ class _Program:
                     rest = line[opcode.end() :]
                     self.instructions.append(_Line(computation, result, opcode[1], rest))
         if entry is None:
-            raise ValueError("the text of a compiled program has an ENTRY computation, this has not")
+            raise ValueError(
+                "the text of a compiled program has an ENTRY computation, this has not"
+            )
         self._devices = math.prod(
-            int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
+            int(n)
+            for n in re.findall(
+                r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0]
+            )
         )
         self._callers: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
         for line in self.instructions:
@@ -191,7 +196,7 @@ class _Program:
 
     def group_size(self, line: _Line) -> int:
         """Devices of a group of a collective. A permutation has one: all that send or receive."""
-        if pairs := re.search(r"source_target_pairs=\{(.*?)\}(?:\}|,|$)", line.bare):
+        if pairs := re.search(r"source_target_pairs=\{((?:\{[\d, ]*\},?)*)\}", line.bare):
             return len(set(re.findall(r"\d+", pairs[1])))
         groups = re.search(r"replica_groups=", line.bare)
         if groups is None:
