@@ -69,7 +69,10 @@ class Account:
 
 
 def main(words: list[str]) -> int:
-    """`report` and its words; prints the report. Raises UserError: an experiment that cannot run."""
+    """Prints the report that the words after `report` ask for.
+
+    Raises UserError: an experiment that cannot run.
+    """
     command = config.parse("python -m txl_jax.sharding report", words, ReportCommand)
     cfg = with_known_vocabulary(command.experiment)
     devices = command.devices or cfg.cluster.machines * cfg.cluster.gpus

@@ -167,15 +167,9 @@ class _Program:
                     rest = line[opcode.end() :]
                     self.instructions.append(_Line(computation, result, opcode[1], rest))
         if entry is None:
-            raise ValueError(
-                "the text of a compiled program has an ENTRY computation, this has not"
-            )
-        self._devices = math.prod(
-            int(n)
-            for n in re.findall(
-                r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0]
-            )
-        )
+            raise ValueError("no ENTRY computation: this is not the text of a compiled program")
+        sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
+        self._devices = math.prod(map(int, sizes))
         self._callers: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
         for line in self.instructions:
             for called, times in line.calls():
@@ -190,7 +184,10 @@ class _Program:
                 outer = self.runs(caller)
                 if outer == 0 or times == 0:
                     continue
-                runs = None if None in (runs, outer, times) else runs + outer * times
+                if runs is None or outer is None or times is None:
+                    runs = None
+                else:
+                    runs += outer * times
             self._runs[computation] = runs
         return self._runs[computation]
 

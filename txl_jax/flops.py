@@ -19,7 +19,7 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
 
 
 def utilization(cfg: ModelConfig, tokens_per_sec: float, mesh: Mesh) -> float | None:
-    """Model FLOP/s of training as a fraction of the mesh's peak (MFU); None if that is not known."""
+    """Model FLOP/s of training as a fraction of the mesh's peak (MFU); None if it is not known."""
     peak = peak_flops(mesh.devices.flat[0].device_kind, cfg.dtype)
     if peak is None:
         return None

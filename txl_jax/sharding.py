@@ -271,9 +271,8 @@ def main(words: list[str]) -> int:
     from txl_jax import account
 
     if words[:1] != ["report"]:
-        raise UserError(
-            f"{words[0] if words else 'nothing'} is no command of txl_jax.sharding; there is: report"
-        )
+        named = words[0] if words else "nothing"
+        raise UserError(f"{named} is no command of txl_jax.sharding; there is: report")
     return account.main(words[1:])
 
 
