@@ -5,7 +5,7 @@
 The step is compiled for virtual CPU devices, and nothing is allocated: an experiment for 128 GPUs
 is accounted for on a laptop. What XLA sends between devices is the same as on GPUs, and so is what
 lies on each of them from step to step. Temporaries are what XLA's CPU compiler plans. Its 16-bit
-products have operands and results in float32 too, which GPUs do without: totals in bfloat16 were 8
+products have operands and results in float32 too, which GPUs do without: 16-bit totals were 8
 to 27 % above the peak that an H100 measured for the same three steps.
 """
 
