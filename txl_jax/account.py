@@ -3,10 +3,11 @@
     python -m txl_jax.sharding report --config=test_16 [--devices N] [--FIELD VALUE …]
 
 The step is compiled for virtual CPU devices, and nothing is allocated: an experiment for 128 GPUs
-is accounted for on a laptop. What XLA sends between devices is the same as on GPUs, and so is what
-lies on each of them from step to step. Temporaries are what XLA's CPU compiler plans. Its 16-bit
-products have operands and results in float32 too, which GPUs do without: 16-bit totals were 8
-to 27 % above the peak that an H100 measured for the same three steps.
+is accounted for on a laptop. What lies on a device from step to step is the same on GPUs, and so
+are the bytes that are sent; their compiler may join other collectives than the CPU's. Temporaries
+are what XLA's CPU compiler plans. Its 16-bit products have operands and results in float32 too,
+which GPUs do without: 16-bit totals were 8 to 27 % above the peaks that an H100 measured for three
+such steps.
 """
 
 import dataclasses
