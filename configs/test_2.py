@@ -7,7 +7,7 @@ on each of the two machines, started together by Slurm or MPI.
 Source: `test_2` in launch.py of cybertronai/transformer-xl at commit d6333bd (p3dn.24xlarge).
 
 Expect: 1.79 s for a step (the fork's log), 143 sequences a second; why its README says
-six times as many stands in configs/_fork.py.
+six times as many stands in configs/_fork.py. Tokens are synthetic; the result is one line of JSON.
 """
 
 from configs._fork import throughput

@@ -116,13 +116,16 @@ def by_hand(cfg: Config) -> int:
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_an_experiment_is_what_it_says_and_a_run_accepts_it(name):
     cfg, expected = config.load(name), EXPECTED[name]
-    assert cfg.model.n_token == 0, "the corpus knows"
+    synthetic = cfg.data.dataset == "synthetic"
+    assert cfg.train.throughput == synthetic == name.startswith("test_")
+    assert cfg.model.n_token == (VOCABULARY["wikitext-103"] if synthetic else 0), "the corpus knows"
     assert cfg.train.batch == expected.batch
     assert tokens(cfg.train.max_tokens, cfg.train.batch, cfg.model.tgt_len) == expected.steps
     mesh: Any = SimpleNamespace(devices=np.array(jax.devices()[:1] * expected.devices))
     preflight.check(cfg, mesh)
 
-    known = with_vocabulary(cfg, VOCABULARY.get(cfg.data.dataset, STDLIB))
+    size = cfg.model.n_token or VOCABULARY.get(cfg.data.dataset, STDLIB)
+    known = with_vocabulary(cfg, size)
     assert parameters(known) == expected.parameters == by_hand(known)
 
     step_tokens = cfg.train.batch * cfg.model.tgt_len

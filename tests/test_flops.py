@@ -1,13 +1,15 @@
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 from txl_jax.config import ModelConfig
-from txl_jax.flops import peak_flops, train_flops_per_token
+from txl_jax.flops import peak_flops, train_flops_per_token, utilization
 from txl_jax.model import Memory, abstract
 
 T, M, D, N, H, F, V, E = 24, 40, 160, 2, 64, 384, 320, 192
@@ -86,3 +88,14 @@ def test_flops_are_about_those_that_xla_counts(cfg):
 def test_the_peak_is_known_for_16_bits_on_known_devices(kind, peak):
     assert peak_flops(kind, "bfloat16") == peak
     assert peak_flops(kind, "float32") is None
+
+
+def test_utilization_is_the_share_of_all_devices_peaks():
+    def used(kind: str, dtype: str) -> float | None:
+        mesh: Any = SimpleNamespace(devices=np.array([SimpleNamespace(device_kind=kind)] * 8))
+        return utilization(dataclasses.replace(PLAIN, dtype=dtype), 1000.0, mesh)
+
+    flops = 1000 * train_flops_per_token(PLAIN)
+    assert used("NVIDIA H200", "bfloat16") == pytest.approx(flops / (8 * 989e12))
+    assert used("NVIDIA H200", "float32") is None
+    assert used("cpu", "bfloat16") is None

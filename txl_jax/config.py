@@ -31,7 +31,7 @@ class ModelConfig:
     """The shape of a Transformer-XL; every field means what it means in the original."""
 
     n_token: int = 0
-    """Vocabulary size V; 0: as many as the corpus has."""
+    """Vocabulary size V; 0: as many as the corpus has (synthetic tokens need it)."""
     n_layer: int = 4
     """Layers L."""
     n_head: int = 4
@@ -98,10 +98,12 @@ class ModelConfig:
 class DataConfig:
     """Where the text comes from and how it becomes tokens."""
 
-    dataset: Literal["stdlib", "text", "wikitext-103", "enwik8", "text8", "lm1b"] = "stdlib"
-    """stdlib: the source files of Python's standard library; text: the files below --text-dir; the
-    others: their own files in a folder below --data-dir, as the original's getdata.sh leaves them.
-    """
+    dataset: Literal["stdlib", "text", "wikitext-103", "enwik8", "text8", "lm1b", "synthetic"] = (
+        "stdlib"
+    )
+    """stdlib: the source files of Python's standard library; text: the files below --text-dir;
+    synthetic: drawn tokens, for --throughput; the others: their own files in a folder below
+    --data-dir, as the original's getdata.sh leaves them."""
     text_dir: str = ""
     """For dataset text: a folder; every UTF-8 text file below it belongs to the corpus."""
     vocab: Literal["bytes", "words"] = "bytes"

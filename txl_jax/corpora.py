@@ -254,6 +254,11 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     Raises UserError where there is no such folder, no file in it, or it cannot be read.
     """
     try:
+        if cfg.dataset == "synthetic":
+            raise UserError(
+                "--dataset synthetic has nothing to learn from: add --throughput, or name a real "
+                "data set"
+            )
         if cfg.dataset == "text":
             return _text(cfg)
         if cfg.text_dir:

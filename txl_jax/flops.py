@@ -3,6 +3,8 @@
 Letters: T tgt_len, M mem_len, S = M + T keys, D d_model, E d_embed, V vocabulary.
 """
 
+from jax.sharding import Mesh
+
 from txl_jax.config import ModelConfig
 
 # Dense 16-bit matrix products with 32-bit sums, FLOP/s of one device, from NVIDIA's data sheets.
@@ -14,6 +16,14 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
     if dtype == "float32":
         return None
     return next((flops for name, flops in _PEAK.items() if name in device_kind), None)
+
+
+def utilization(cfg: ModelConfig, tokens_per_sec: float, mesh: Mesh) -> float | None:
+    """Model FLOP/s of training as a fraction of the mesh's peak (MFU); None if it is not known."""
+    peak = peak_flops(mesh.devices.flat[0].device_kind, cfg.dtype)
+    if peak is None:
+        return None
+    return tokens_per_sec * train_flops_per_token(cfg) / (mesh.devices.size * peak)
 
 
 def train_flops_per_token(cfg: ModelConfig) -> float:

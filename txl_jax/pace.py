@@ -30,10 +30,7 @@ class Pace:
     """Times laps of steps; what `paused` encloses (evaluation, saving) does not count."""
 
     def __init__(self, cfg: Config, mesh: Mesh):
-        peak = flops.peak_flops(mesh.devices.flat[0].device_kind, cfg.model.dtype)
-        self._peak = peak and peak * mesh.devices.size
-        self._token_flops = flops.train_flops_per_token(cfg.model)
-        self._batch, self._tgt_len = cfg.train.batch, cfg.model.tgt_len
+        self._cfg, self._mesh = cfg, mesh
         self.restart()
 
     def restart(self) -> None:
@@ -64,7 +61,7 @@ class Pace:
         step_seconds = max(time.perf_counter() - self._since, 1e-9) / steps
         input_seconds = self._input / steps
         self.restart()
-        sequences = self._batch / step_seconds
-        tokens = sequences * self._tgt_len
-        mfu = tokens * self._token_flops / self._peak if self._peak else None
+        sequences = self._cfg.train.batch / step_seconds
+        tokens = sequences * self._cfg.model.tgt_len
+        mfu = flops.utilization(self._cfg.model, tokens, self._mesh)
         return Speed(step_seconds, input_seconds, tokens, sequences, mfu)

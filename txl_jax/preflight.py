@@ -21,7 +21,8 @@ def check(cfg: Config, mesh: Mesh) -> None:
     if cfg.train.eval_max_tokens == 1:
         raise UserError("eval_max_tokens is 1; it has to be 0 (all) or 2, one to predict, or more")
     sharding.check_batch(mesh, "batch", cfg.train.batch, cfg.train.accumulate)
-    sharding.check_batch(mesh, "eval_batch", cfg.train.eval_batch)
+    if not cfg.train.throughput:
+        sharding.check_batch(mesh, "eval_batch", cfg.train.eval_batch)
     optim.check(cfg.optim)
     precision.check_device(cfg.model.dtype, mesh.devices.flat[0])
     n_token = cfg.model.n_token or max(cfg.model.cutoffs, default=0) + 1

@@ -6,6 +6,8 @@ and what the optimizer keeps for each of them, are repeated on every device, or 
 
 Letters of parameters' axes: L layers, D d_model, N heads, H d_head, F d_inner, V vocabulary and E
 embedding width of a cluster, C tails, K learned positions, 2 keys and values.
+
+`python -m txl_jax.sharding report --config NAME` says what that comes to; see `account`.
 """
 
 import fnmatch
@@ -20,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from txl_jax.config import Config
-from txl_jax.errors import UserError
+from txl_jax.errors import UserError, run_command
 from txl_jax.model import abstract, stacked
 
 DATA = "data"
@@ -261,3 +263,18 @@ def _rule(name: str, leaf: Any, over_layers: bool) -> Rule:
     if len(rule.axes) != leaf.ndim:
         raise ValueError(f"{name} has shape {leaf.shape} and sharding.RULES says {rule.axes}")
     return rule
+
+
+def main(words: list[str]) -> int:
+    """The command `report`: see `account`."""
+    # It needs the train step, which needs this module.
+    from txl_jax import account
+
+    if words[:1] != ["report"]:
+        named = words[0] if words else "nothing"
+        raise UserError(f"{named} is no command of txl_jax.sharding; there is: report")
+    return account.main(words[1:])
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -25,6 +25,7 @@ from txl_jax import (
     results,
     run_folder,
     sharding,
+    throughput,
     warm_start,
 )
 from txl_jax.checkpoint import Checkpoints
@@ -205,6 +206,8 @@ def main(words: list[str]) -> int:
     sharding.initialize(command.local)
     mesh = sharding.make_mesh()
     preflight.check(cfg, mesh)
+    if cfg.train.throughput:
+        return throughput.run(command.config, cfg, mesh)
     corpus = data.survey(cfg.data)
     cfg = preflight.with_vocabulary(cfg, corpus.vocab)
     data.check_length(corpus.n_tokens["train"], cfg.train.batch, cfg.model.tgt_len)
