@@ -533,6 +533,6 @@ def test_an_earlier_layout_is_named(tmp_path: Path) -> None:
         lambda: restore_params(tmp_path, abstract(state_of(0).params), "latest"),
     ):
         with pytest.raises(
-            UserError, match="has checkpoints of an earlier version of this program"
+            UserError, match="has checkpoints of an earlier version"
         ):
             use()

@@ -294,10 +294,9 @@ class _Arrays(ocp.type_handlers.NumpyHandler):
                 create=True,
                 dtype=array.dtype,
                 shape=array.shape,
+                transaction=transaction,
             )
-            await store.with_transaction(transaction).write(
-                array, can_reference_source_data_indefinitely=True
-            )
+            await store.write(array, can_reference_source_data_indefinitely=True)
 
         for info in infos:
             await info.await_path_creation()
