@@ -1,7 +1,7 @@
-"""Processes that save and restore: `python -m tests.checkpoint_processes PORT N I DEVICES FOLDER WORD…`.
+"""Several that save and restore: `python -m tests.checkpoint_processes PORT N I DEVICES FOLDER …`.
 
-Process I of N, with DEVICES devices each. Every word is a scenario below, a function of the same
-name; the processes go through them together. What a process prints is what the tests look at.
+Process I of N, with DEVICES devices each. Every further word is a scenario below, a function of
+that name; the processes go through them together. What they print the tests look at.
 """
 
 import json
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ STEPS = (1, 2, 3)
 
 
 def content(number: int) -> dict[str, Any]:
-    """A state, on the host, all of whose values depend on `number`; 8 divides what is split."""
-    words = np.arange(8 * 6, dtype=np.float32).reshape(8, 6) + 100 * number
+    """A state, on the host, all of whose values depend on `number`; 4 divides its axes."""
+    words = np.arange(8 * 12, dtype=np.float32).reshape(8, 12) + 100 * number
     return {
         "params": {"w": words, "table": words.astype(jnp.bfloat16), "b": words[0].copy()},
         "memory": np.arange(2 * 3 * 8 * 2, dtype=np.float16).reshape(2, 3, 8, 2) + number,
@@ -59,7 +60,6 @@ SPECS = {
     },
 }
 """How the state is split: as with zero, and as without."""
-# Along another axis, which the devices divide unevenly nowhere: 6 columns on 2 or 1 devices.
 SPECS["turned"] = SPECS["zero"] | {"params": {"w": P(None, "data"), "table": P(), "b": P("data")}}
 
 
@@ -89,34 +89,31 @@ def state_of(number: int, kind: str = "zero") -> Any:
     return host | jax.jit(keys, static_argnums=0, out_shardings=outs)(number)
 
 
-def abstract(kind: str) -> Any:
-    """What to restore, on all devices of all processes."""
+def abstract(kind: str, devices: int | None = None) -> Any:
+    """What to restore, on all devices of all processes, or so many."""
     shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, content(0)) | keys(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        shardings(kind),
+        shardings(kind, devices),
     )
 
 
-def number_of(state: Any, kind: str) -> int:
-    """The number of a `state_of`, each block of this process checked to the bit."""
+def number_of(state: Any, like: Any) -> int:
+    """The number of a `state_of`, laid out as `like`; all of this process is checked to the bit."""
     number = int(np.asarray(state["step"].addressable_shards[0].data))
-    wanted = jax.tree.map(np.asarray, content(number))
-    wanted |= {name: np.asarray(jax.random.key_data(key)) for name, key in keys(number).items()}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        whole: Any = wanted
-        for part in path:
-            whole = whole[part.key]
-        sharding: Any = shardings(kind)
-        for part in path:
-            sharding = sharding[part.key]
-        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), path
+    words = {name: np.asarray(jax.random.key_data(key)) for name, key in keys(number).items()}
+    wanted = jax.tree.map(np.asarray, content(number)) | words
+
+    def check(leaf: Any, like: Any, whole: np.ndarray) -> None:
+        assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+        assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        assert (leaf.shape, leaf.dtype) == (whole.shape, whole.dtype), path
         for shard in leaf.addressable_shards:
-            assert np.asarray(shard.data).tobytes() == whole[shard.index].tobytes(), path
+            assert np.asarray(shard.data).tobytes() == whole[shard.index].tobytes()
+
+    jax.tree.map(check, state, like, wanted)
     return number
 
 
@@ -125,38 +122,29 @@ def everyone(ok: bool) -> bool:
 
 
 class FolderStore:
-    """A store for the tests; `cut` makes it unreachable, and `slow` its uploads."""
+    """A store that is away while there is a file `cut` beside its folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
         self.downloads: list[str] = []
 
-    def _reached(self) -> None:
-        if (self.folder.parent / "cut").exists():
+    def path(self, name: str) -> Path:
+        if (self._folder.parent / "cut").exists():
             raise OSError("the store is away")
+        return self._folder / name
 
     def names(self, prefix: str = "") -> list[str]:
-        self._reached()
-        files = (p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*.*"))
-        files = [name for name in files if not name.endswith(".tmp")]
-        files += [
-            p.relative_to(self.folder).as_posix()
-            for p in self.folder.rglob("*")
-            if p.is_file() and "." not in p.name
-        ]
-        return sorted(
-            name for name in files if name.startswith(prefix) and (self.folder / name).is_file()
-        )
+        files = (path for path in self.path("").rglob("*") if path.suffix != ".tmp")
+        names = (path.relative_to(self._folder).as_posix() for path in files if path.is_file())
+        return sorted(name for name in names if name.startswith(prefix))
 
     def read(self, name: str) -> bytes:
-        self._reached()
-        return (self.folder / name).read_bytes()
+        return self.path(name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        self._reached()
-        path = self.folder / name
+        path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        draft = path.with_name(f"{path.name}.tmp")
         draft.write_bytes(content)
         draft.replace(path)
 
@@ -170,48 +158,48 @@ class FolderStore:
         self.downloads.append(name)
 
     def delete(self, names: Iterable[str]) -> None:
-        self._reached()
         for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+            self.path(name).unlink(missing_ok=True)
 
 
 class Jobs:
-    """A mirror for the tests, whose jobs run when the test says so."""
+    """A mirror for one series, whose job is begun, or dropped, when the test says so."""
 
     def __init__(self) -> None:
-        self.newest: dict[str, int] = {}
-        self.waiting: dict[str, tuple[int, Callable[[Callable[[], bool]], None]]] = {}
+        self.number = 0
+        self.job: Callable[[Callable[[], bool]], None] = lambda cancelled: None
 
     def submit(self, key: str, what: str, job: Callable[[Callable[[], bool]], None]) -> None:
-        self.newest[key] = self.newest.get(key, 0) + 1
-        self.waiting[key] = (self.newest[key], job)
+        self.number += 1
+        self.job = job
 
-    def run(self, drop: bool = False) -> None:
-        """Runs, or drops, what waits; a job that fails goes on waiting."""
-        for key, (number, job) in list(self.waiting.items()):
-            if not drop:
-                job(lambda key=key, number=number: self.newest[key] != number)
-            del self.waiting[key]
+    def run(self) -> None:
+        """Runs the newest job; it raises what the job does."""
+        number = self.number
+        self.job(lambda: self.number != number)
 
 
-def found(checkpoints: Checkpoints, kind: str) -> int | str | None:
-    """Number of the state that is restored, or the error."""
+def found(checkpoints: Checkpoints, kind: str, devices: int | None = None) -> int | str | None:
+    """Number of the state that is restored, or the error. Its buffers can be donated."""
+    like = abstract(kind, devices)
     try:
-        restored = checkpoints.restore(abstract(kind))
+        restored = checkpoints.restore(like)
     except UserError as error:
         return str(error)
     if restored is None:
         return None
     state, info = restored
-    number = number_of(state, kind)
+    number = number_of(state, like)
     assert info == {"number": number}
+    some = {name: state[name] for name in ("params", "memory")}
+    places = pointers(some)
+    where = jax.tree.map(lambda leaf: leaf.sharding, some)
     twice = jax.jit(
         lambda tree: jax.tree.map(lambda leaf: leaf + leaf, tree),
         donate_argnums=0,
-        out_shardings={name: shardings(kind)[name] for name in ("params", "memory")},
+        out_shardings=where,
     )
-    places = pointers(state["params"])
-    assert pointers(twice({name: state[name] for name in ("params", "memory")})["params"]) == places
+    assert pointers(twice(some)) == places
     return number
 
 
@@ -224,7 +212,7 @@ def pointers(tree: Any) -> list[int]:
 
 
 def save(folder: Path) -> None:
-    """Three steps, split as with zero and another series as without."""
+    """Three steps, split as with zero, and a best one, split as without."""
     with Checkpoints(folder / "run", keep=3, attempt=5, everyone=everyone) as checkpoints:
         for step in STEPS:
             checkpoints.save(step, state_of(step), {"number": step})
@@ -234,168 +222,165 @@ def save(folder: Path) -> None:
         say(steps=checkpoints.steps(), now=found(checkpoints, "zero"))
 
 
+DAMAGES = {
+    "flip": ("whole/arrays", "part-0/arrays", "part-1/arrays", "part-1/manifest.json"),
+    "cut": ("whole/arrays", "part-1/arrays", "whole/manifest.json", "commit.json"),
+    "delete": ("part-1", "part-1/manifest.json", "commit.json"),
+    "exchange": ("part-1", "whole", "commit.json"),
+}
+"""What is done to the newest of three steps."""
+
+
+def damage(folder: Path) -> None:
+    """Copies of what `save` has left, each with one damage."""
+    if jax.process_index() == 0:
+        shutil.copytree(folder / "run", folder / "damaged" / "whole")
+        for kind, names in DAMAGES.items():
+            for name in names:
+                run = folder / "damaged" / f"{kind} {name.replace('/', ' ')}"
+                shutil.copytree(folder / "run", run)
+                path = run / "3.5" / name
+                if kind == "exchange":
+                    path.rename(run / "aside")
+                    (run / "2.5" / name).rename(path)
+                    (run / "aside").rename(run / "2.5" / name)
+                elif kind == "delete":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                elif kind == "cut":
+                    file = largest(path)
+                    os.truncate(file, file.stat().st_size // 2)
+                else:
+                    flip(largest(path))
+    everyone(True)
+
+
 def restore(folder: Path) -> None:
-    """Every folder below `folder/damaged`, split in every way."""
+    """Every copy that `damage` has made; the whole one split in every way."""
     for path in sorted((folder / "damaged").iterdir()):
         with Checkpoints(path, attempt=6, everyone=everyone) as checkpoints:
-            kinds = SPECS if path.name == "whole" else ["zero"]
-            say(**{"-".join((path.name, kind)): found(checkpoints, kind) for kind in kinds})
+            for kind in SPECS if path.name == "whole" else ["zero"]:
+                say(**{f"{path.name} {kind}": found(checkpoints, kind)})
 
 
 def never_written(folder: Path) -> None:
-    """The last process writes nothing of step 2: it cannot."""
-    path = folder / "never"
+    """Process 1 cannot write its part of step 2."""
+    path, index = folder / "never", jax.process_index()
     checkpoints = Checkpoints(path, attempt=0, everyone=everyone, patience=1)
     checkpoints.save(1, state_of(1), {"number": 1})
     checkpoints.wait()
     everyone(True)
-    last = jax.process_index() == jax.process_count() - 1
-    if last:
+    if index == 1:
         # A file where its folder has to be: the write fails as on a full disk.
-        (path / "2.0").mkdir(exist_ok=True)
+        (path / "2.0").mkdir()
         (path / "2.0" / "part-1").write_text("")
     everyone(True)
     checkpoints.save(2, state_of(2), {"number": 2})
-    if last:
-        try:
-            checkpoints.wait()
-        except UserError as error:
-            say(error=str(error))
-    everyone(True)
-    if not last:
-        try:
-            checkpoints.wait()
-        except UserError as error:
-            say(error=str(error))
-    say(found=found(checkpoints, "zero"))
-    # The next step is committed all the same, and what is left of the incomplete one goes.
-    checkpoints.save(3, state_of(3), {"number": 3})
-    if not last:
-        checkpoints.save(4, state_of(4), {"number": 4})
-    else:
-        checkpoints.save(4, state_of(4), {"number": 4})
+    say(refusal=found(checkpoints, "zero"))
+    # As if it had not noticed: what comes is committed, and the remains of step 2 go.
+    for step in (3, 4):
+        checkpoints.save(step, state_of(step), {"number": step})
     checkpoints.close()
     everyone(True)
-    say(left=sorted(p.name for p in path.iterdir()))
+    say(left=sorted(other.name for other in path.iterdir()))
 
 
 def slow(folder: Path) -> None:
-    """A process that writes late holds up neither the others nor what comes after."""
-    path = folder / "slow"
-    with Checkpoints(path, attempt=0, everyone=everyone) as checkpoints:
+    """A process that writes late: process 0 waits for it in the background."""
+    with Checkpoints(folder / "slow", attempt=0, everyone=everyone) as checkpoints:
         for step in STEPS:
             if jax.process_index() == 1:
                 time.sleep(0.3)
             checkpoints.save(step, state_of(step), {"number": step})
         checkpoints.wait()
         everyone(True)
-        say(steps=checkpoints.steps())
+        say(slow=checkpoints.steps())
 
 
 def mirrored(folder: Path) -> None:
-    """With a store: process 1 drops its upload of step 2, and the store is away for step 4."""
-    index = jax.process_index()
-    store, mirror = FolderStore(folder / "store"), Jobs()
+    """Two machines and a store, until one of them has lost its disk and all are started again."""
+    index, jobs, store = jax.process_index(), Jobs(), FolderStore(folder / "store")
     spool = folder / f"host-{index}" / "checkpoints"
+    options: Any = {"store": store, "mirror": jobs, "everyone": everyone, "patience": 30}
 
-    def opened(attempt: int) -> Checkpoints:
-        return Checkpoints(spool, attempt=attempt, store=store, mirror=mirror, everyone=everyone)
+    def only(process: int, action: Callable[[], Any]) -> None:
+        """One process does something while the others wait."""
+        if process == index:
+            action()
+        everyone(True)
 
-    def stored() -> dict[str, Any]:
-        return {
-            step: sorted(
-                name.split("/", 2)[2].replace("/manifest.json", "")
-                for name in store.names(f"checkpoints/{step}/")
-                if name.endswith((".json",)) 
-            )
-            for step in sorted({name.split("/")[1] for name in store.names("checkpoints/")})
-        }
-
-    def local() -> list[str]:
-        return sorted(p.name for p in spool.iterdir() if p.name != "best")
-
-    def upload_in_turn(drop: bool = False) -> None:
-        """The last process first: process 0 waits for the others."""
-        for process in reversed(range(jax.process_count())):
-            if process == index:
-                mirror.run(drop)
-            everyone(True)
-
-    checkpoints = opened(0)
-    checkpoints.save(1, state_of(1), {"number": 1})
-    checkpoints.wait()
-    upload_in_turn()
-    say(first=stored())
-    # Process 1 drops step 2; process 0 has begun to wait for it when step 3 comes.
-    checkpoints.save(2, state_of(2), {"number": 2})
-    checkpoints.wait()
-    waits = dict(mirror.waiting)
-    if index == 1:
-        mirror.run(drop=True)
-    checkpoints.save(3, state_of(3), {"number": 3})
-    checkpoints.wait()
-    if index == 1:
-        mirror.run()
-    everyone(True)
-    if index == 0:
-        number, job = waits["latest"]
-        job(lambda: mirror.newest["latest"] != number)  # it was under way already
-        mirror.waiting["latest"], waits = mirror.waiting["latest"], {}
-    say(dropped=stored())
-    everyone(True)
-    if index == 0:
-        began = list(mirror.waiting)
-        mirror.run()
-        assert began
-    everyone(True)
-    say(newer=stored(), found=found(checkpoints, "zero"))
-    everyone(True)
-    if index == 0:
-        (folder / "cut").write_text("")
-    everyone(True)
-    for step in (4, 5, 6, 7):
+    def save(step: int) -> None:
         checkpoints.save(step, state_of(step), {"number": step})
         checkpoints.wait()
+        everyone(True)
+
+    def upload() -> None:
+        only(1, jobs.run)
+        only(0, jobs.run)
+
+    def stored() -> list[str]:
+        """Steps in the store; with a + if they are committed."""
+        names = [name.split("/", 2) for name in store.names("checkpoints/")]
+        done = {step for _, step, file in names if file == "commit.json"}
+        everyone(True)
+        return sorted({step + "+" * (step in done) for _, step, _ in names})
+
+    def local() -> list[str]:
+        return sorted(path.name for path in spool.iterdir() if path.name != "best")
+
+    checkpoints = Checkpoints(spool, attempt=0, **options)
+    save(1)
+    upload()
+    say(first=stored())
+
+    # Process 0 waits for part-1 of step 2, but process 1 begins with its upload after step 3.
+    save(2)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(jobs.run) if index == 0 else None
+        while index == 0 and "checkpoints/2.0/part-0/manifest.json" not in store.names():
+            time.sleep(0.01)
+        everyone(True)
+        say(waiting=stored())
+        save(3)
+        only(1, jobs.run)
+        only(0, waiting.result if waiting else time.time)
+    only(0, jobs.run)
+    say(newer=stored(), found=found(checkpoints, "zero"))
+
+    only(0, lambda: (folder / "cut").write_text(""))
+    for step in (4, 5, 6, 7):
+        save(step)
         try:
-            mirror.run()
+            jobs.run()
         except OSError as error:
-            say(away=str(error), local=local())
-    everyone(True)
-    if index == 0:
-        (folder / "cut").unlink()
-    everyone(True)
-    upload_in_turn()
+            say(away=str(error), spool=local())
+        everyone(True)
+    only(0, lambda: (folder / "cut").unlink())
+    upload()
     say(back=stored())
     checkpoints.close()
-    everyone(True)
 
-    # New hosts: one has lost its disk, the other has a damaged file in its copy.
     if index == 0:
         shutil.rmtree(spool)
     else:
-        file = largest(spool / "7.0" / f"part-{index}")
-        flip(file)
+        flip(largest(spool / "7.0" / "part-1" / "arrays"))
     store.downloads.clear()
-    checkpoints = opened(1)
-    say(again=found(checkpoints, "zero"), downloads=sorted(store.downloads))
+    checkpoints = Checkpoints(spool, attempt=1, **options)
+    say(again=found(checkpoints, "zero"), downloads=store.downloads)
     store.downloads.clear()
-    say(copies=found(checkpoints, "zero"), none=store.downloads)
-    everyone(True)
-    # A damaged file in the store and a lost disk: the step before is taken by all.
-    if index == 0:
-        flip(largest(store.folder / "checkpoints" / "7.0" / "part-0"))
-        shutil.rmtree(spool / "7.0")
-    everyone(True)
-    say(before=found(checkpoints, "zero"))
-    checkpoints.save(8, state_of(8), {"number": 8})
-    checkpoints.wait()
-    upload_in_turn()
-    say(last=stored(), local=local())
+    say(twice=found(checkpoints, "zero"), nothing=store.downloads)
+    only(0, lambda: shutil.rmtree(spool / "7.0"))
+    only(0, lambda: flip(largest(store.path("checkpoints/7.0/part-0/arrays"))))
+    say(damaged=found(checkpoints, "zero"))
+    save(5)
+    upload()
+    say(last=stored(), copies=local())
     checkpoints.close()
 
 
-def largest(folder: Path) -> Path:
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+def largest(path: Path) -> Path:
+    """The largest file of a folder; or `path` if it is none."""
+    files = (file for file in (path, *path.rglob("*")) if file.is_file())
+    return max(files, key=lambda file: file.stat().st_size)
 
 
 def flip(file: Path) -> None:
@@ -408,7 +393,7 @@ def say(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
 
-SCENARIOS = (save, restore, never_written, slow, mirrored)
+SCENARIOS = (save, damage, restore, never_written, slow, mirrored)
 
 
 class Outcome(dict):

@@ -532,7 +532,5 @@ def test_an_earlier_layout_is_named(tmp_path: Path) -> None:
         lambda: checkpoint.exists(tmp_path),
         lambda: restore_params(tmp_path, abstract(state_of(0).params), "latest"),
     ):
-        with pytest.raises(
-            UserError, match="has checkpoints of an earlier version"
-        ):
+        with pytest.raises(UserError, match="has checkpoints of an earlier version"):
             use()

@@ -115,9 +115,7 @@ def place(
     }
     # On the CPU a first copy may lie in memory that NumPy owns, and cannot be donated.
     shards = [
-        jax.device_put(
-            jax.device_put(found[box_of(index, shape)], device), device, may_alias=False
-        )
+        jax.device_put(jax.device_put(found[box_of(index, shape)], device), device, may_alias=False)
         for device, index in sharding.addressable_devices_indices_map(shape).items()
         if index is not None
     ]

@@ -559,7 +559,7 @@ def _sources(marker: Marker, name: str, leaf: Any) -> list[tuple[str, str, Box]]
         (unit, _block_name(name, number), box)
         for unit, boxes in marker.blocks[name].items()
         for number, box in enumerate(boxes)
-        if any(blocks.overlap(box, wanted) for wanted in needed)
+        if any(blocks.overlap(box, wanted) is not None for wanted in needed)
     ]
 
 

@@ -278,7 +278,8 @@ class _Arrays(ocp.type_handlers.NumpyHandler):
     ) -> list[Any]:
         """Writes `values` where Orbax looks for them; nothing is left for it to wait for."""
 
-        async def write(array: np.ndarray, info: Any, transaction: tensorstore.Transaction) -> None:
+        async def write(array: np.ndarray, info: Any) -> None:
+            await info.await_path_creation()
             base = f"{info.parent_dir}/ocdbt.process_{jax.process_index()}/"
             store = await tensorstore.open(
                 {
@@ -294,16 +295,14 @@ class _Arrays(ocp.type_handlers.NumpyHandler):
                 create=True,
                 dtype=array.dtype,
                 shape=array.shape,
-                transaction=transaction,
+                # What the arrays have in common: few files instead of some dozens for each.
+                context=info.ts_context,
             )
             await store.write(array, can_reference_source_data_indefinitely=True)
 
-        for info in infos:
-            await info.await_path_creation()
-        # One transaction makes few files of many arrays.
-        async with tensorstore.Transaction() as transaction:
-            writes = zip(values, infos, strict=True)
-            await asyncio.gather(*(write(array, info, transaction) for array, info in writes))
+        await asyncio.gather(
+            *(write(array, info) for array, info in zip(values, infos, strict=True))
+        )
         return []
 
 
