@@ -219,7 +219,8 @@ def test_the_newest_whole_checkpoint_is_used_and_it_says_so(shell, stopped, fini
     (line,) = errors.splitlines()
     assert line.startswith(f"checkpoint {newer.relative_to(home)} is damaged (whole/arrays/")
     assert line.endswith(f" has changed); going back to {older.name}")
-    assert output.startswith(f"{LOGDIR}: goes on after step {int(float(older.name))} of {STEPS} steps")
+    step, _, _ = older.name.partition(".")
+    assert output.startswith(f"{LOGDIR}: goes on after step {step} of {STEPS} steps")
     tiny.same_run(home / LOGDIR, finished)
 
 

@@ -1,7 +1,7 @@
 """Blocks of arrays that are split in one way, put together in another."""
 
 import math
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import hypothesis.strategies as st
@@ -14,13 +14,18 @@ AXES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), max_size=3)
 """For each axis: into how many parts it is split, and how long a part is."""
 
 
+@dataclass(frozen=True, eq=False)
+class Device:
+    process_index: int
+
+
 class Split:
     """A sharding of devices of several processes, as much of one as `blocks` looks at."""
 
     def __init__(self, axes: list[tuple[int, int]], processes: list[int]) -> None:
         boxes = list(np.ndindex(*(count for count, _ in axes)))
         self.indices = {
-            SimpleDevice(process): tuple(
+            Device(process): tuple(
                 slice(None) if count == 1 else slice(place * length, (place + 1) * length)
                 for place, (count, length) in zip(boxes[number % len(boxes)], axes, strict=True)
             )
@@ -29,13 +34,6 @@ class Split:
 
     def devices_indices_map(self, shape: tuple[int, ...]) -> dict[Any, Any]:
         return self.indices
-
-
-class SimpleDevice(SimpleNamespace):
-    __hash__ = object.__hash__
-
-    def __init__(self, process: int) -> None:
-        super().__init__(process_index=process)
 
 
 @given(st.data(), AXES, st.integers(1, 3))
