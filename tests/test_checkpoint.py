@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from txl_jax import checkpoint
+from txl_jax import checkpoint, checkpoint_files
 from txl_jax.checkpoint import Checkpoints, restore_params
 from txl_jax.errors import UserError
 
@@ -166,8 +166,8 @@ def test_old_steps_go_and_the_best_stays(tmp_path: Path) -> None:
                 checkpoints.save_best(step, state_of(-step), {"best": step})
         checkpoints.wait()
         assert checkpoints.steps() == [10, 11]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "11", "best"]
-    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["10", "9"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10.0", "11.0", "best"]
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["10.0", "9.0"]
     assert value_of(restored(tmp_path, state_of(0))[0]) == 11
     params, info = restore_params(tmp_path, abstract(state_of(0).params))
     assert_same(params, state_of(-10).params)
@@ -178,16 +178,20 @@ def test_a_step_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(4, state_of(1), {})
         checkpoints.wait()
-        with files_up_to(2000), pytest.raises(UserError):
-            checkpoints.save(4, state_of(3), {})
+        checkpoints.save(4, state_of(2), {})
+        with pytest.raises(ValueError, match=r"4\.0 has been saved already"):
             checkpoints.wait()
-        assert value_of(restored(tmp_path, state_of(0))[0]) == 1
-        for again in (1, 2):
-            checkpoints.save(4, state_of(again + 1), {})
+    for start in (1, 2):
+        with Checkpoints(tmp_path) as checkpoints:
+            with files_up_to(2000), pytest.raises(UserError):
+                checkpoints.save(4, state_of(9), {})
+                checkpoints.wait()
+            assert value_of(restored(tmp_path, state_of(0))[0]) == start
+            checkpoints.save(4, state_of(start + 1), {})
             checkpoints.wait()
-            assert value_of(restored(tmp_path, state_of(0))[0]) == again + 1
             assert checkpoints.steps() == [4]
-            assert {path.name for path in tmp_path.iterdir()} == {f"4.{again}", "best"}
+            assert {path.name for path in tmp_path.iterdir()} == {f"4.{start}", "best"}
+        assert value_of(restored(tmp_path, state_of(0))[0]) == start + 1
 
 
 def test_full_disk_is_one_line_at_the_next_call(
@@ -197,7 +201,7 @@ def test_full_disk_is_one_line_at_the_next_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     big = {f"w{n}": jnp.zeros((100, 200)) for n in range(30)}
-    too_large = r"^cannot write checkpoint .*/2: File too large; earlier .* unharmed$"
+    too_large = r"^cannot write checkpoint .*/2\.\d: File too large; earlier .* unharmed$"
     with files_up_to(2_000_000), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state_of(1), {})
         checkpoints.save(2, big, {})
@@ -218,12 +222,12 @@ def test_full_disk_is_one_line_at_the_next_call(
         _ = 1 // 0
     assert "File too large" in error.value.__notes__[0]
     # Room for the arrays, but not for what Orbax notes about them: it was taken meanwhile.
-    monkeypatch.setattr(checkpoint, "_ROOM_BESIDES", 0)
+    monkeypatch.setattr(checkpoint_files, "_ROOM_BESIDES", 0)
     with files_up_to(300), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, {"w": jnp.arange(60.0)}, {})
         with pytest.raises(UserError, match=too_large):
             checkpoints.wait()
-    assert {path.name for path in tmp_path.iterdir()} == {"1", "best"}
+    assert {path.name for path in tmp_path.iterdir()} == {"1.0", "best"}
     assert value_of(restored(tmp_path, state_of(0))[0]) == 1
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
@@ -243,7 +247,7 @@ def test_every_damage_is_found(
     three_steps: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rng = random.Random(0)
-    files = [path for path in (three_steps / "3").rglob("*") if path.is_file()]
+    files = [path for path in (three_steps / "3.0").rglob("*") if path.is_file()]
     assert len(files) > 5
     for number, original in enumerate(files):
         for damage in ("flip", "cut", "delete", "swap"):
@@ -252,7 +256,7 @@ def test_every_damage_is_found(
             file = folder / original.relative_to(three_steps)
             data = bytearray(file.read_bytes())
             if damage == "flip":
-                # In the manifest, where it is still valid: the noted step 3 becomes 2.
+                # In manifests and marker where they are still valid: step 3 becomes 2.
                 noted = data.find(b'"step": 3')
                 data[rng.randrange(len(data)) if noted < 0 else noted + 8] ^= 1
                 file.write_bytes(data)
@@ -261,29 +265,29 @@ def test_every_damage_is_found(
             elif damage == "delete":
                 file.unlink()
             else:
-                twin = folder / "2" / file.relative_to(folder / "3")
+                twin = folder / "2.0" / file.relative_to(folder / "3.0")
                 if not twin.exists() or twin.read_bytes() == data:
                     continue
                 shutil.copy(twin, file)
             state, info = restored(folder, state_of(0))
             assert (value_of(state), info) == (2, {"step": 2})
             message = capfd.readouterr().err
-            if damage == "delete" and file.name == "manifest.json":
+            if damage == "delete" and file.name == "commit.json":
                 assert message == ""
                 assert not file.parent.exists()
             else:
-                name = "" if damage == "swap" else file.relative_to(folder / "3").as_posix()
+                name = "" if damage == "swap" else file.relative_to(folder / "3.0").as_posix()
                 assert message.count("\n") == 1
-                assert message.startswith(f"checkpoint {folder / '3'} is damaged ({name}")
-                assert message.endswith("); going back to 2\n")
+                assert message.startswith(f"checkpoint {folder / '3.0'} is damaged ({name}")
+                assert message.endswith("); going back to 2.0\n")
             shutil.rmtree(folder)
 
 
 def test_training_goes_on_from_before_the_damage(three_steps: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(three_steps, folder)
-    (folder / "2" / "arrays" / "manifest.ocdbt").unlink()
-    (folder / "3" / "manifest.json").write_text("{")
+    (folder / "2.0" / "whole" / "arrays" / "manifest.ocdbt").unlink()
+    (folder / "3.0" / "commit.json").write_text("{")
     with Checkpoints(folder) as checkpoints:
         found = checkpoints.restore(abstract(state_of(0)))
         assert found is not None
@@ -300,7 +304,7 @@ def test_nothing_whole_is_an_error(three_steps: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(three_steps, folder)
     for step in (1, 2, 3):
-        (folder / str(step) / "arrays" / "_METADATA").write_text("{}")
+        (folder / f"{step}.0" / "whole" / "arrays" / "_METADATA").write_text("{}")
     with pytest.raises(UserError, match=r"no whole checkpoint in .*delete the folder") as error:
         restored(folder, state_of(0))
     assert "\n" not in str(error.value)
@@ -311,16 +315,20 @@ def test_nothing_whole_is_an_error(three_steps: Path, tmp_path: Path) -> None:
 def test_remains_of_cut_saves_go_and_other_files_stay(three_steps: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(three_steps, folder)
-    (folder / "3" / "manifest.json").rename(folder / "3" / "manifest.json.draft")
-    (folder / "4" / "arrays.orbax-checkpoint-tmp").mkdir(parents=True)
+    (folder / "3.0" / "commit.json").rename(folder / "3.0" / "commit.json.tmp")
+    (folder / "4.0" / "whole" / "arrays.orbax-checkpoint-tmp").mkdir(parents=True)
+    (folder / "4.7").mkdir()
     (folder / "notes.txt").write_text("mine")
     (folder / "5 old").mkdir()
     with pytest.raises(UserError, match=r"no checkpoint of step 3 in .*; there are: 1, 2$"):
         restore_params(folder, abstract(state_of(0).params), 3)
-    assert (folder / "4").exists()
-    Checkpoints(folder).close()
+    assert (folder / "4.0").exists()
+    # What has this start's number, or a later one, another process may be writing.
+    Checkpoints(folder, attempt=7).close()
     left = {path.name for path in folder.iterdir()}
-    assert left == {"1", "2", "5 old", "best", "notes.txt"}
+    assert left == {"1.0", "2.0", "4.7", "5 old", "best", "notes.txt"}
+    Checkpoints(folder).close()
+    assert {path.name for path in folder.iterdir()} == left - {"4.7"}
 
 
 @pytest.mark.parametrize(
@@ -335,9 +343,9 @@ def test_remains_of_cut_saves_go_and_other_files_stay(three_steps: Path, tmp_pat
 def test_another_model_is_named(three_steps: Path, change: dict, message: str) -> None:
     state = state_of(0)
     state.params = state.params | change
-    with pytest.raises(UserError, match=rf"checkpoint .*3 does not fit: {message}"):
+    with pytest.raises(UserError, match=rf"checkpoint .*/3.0 does not fit: {message}"):
         restored(three_steps, state)
-    with pytest.raises(UserError, match=rf"checkpoint .*3 does not fit: {message}"):
+    with pytest.raises(UserError, match=rf"checkpoint .*/3.0 does not fit: {message}"):
         restore_params(three_steps, abstract(state.params), "latest")
 
 
@@ -494,19 +502,35 @@ def test_a_killed_run_leaves_whole_checkpoints(tmp_path: Path) -> None:
     processes[-1].kill()
     processes[-1].communicate()
     names = [path.name for path in tmp_path.iterdir() if path.name != "best"]
-    whole = [name for name in names if (tmp_path / name / "manifest.json").exists()]
+    whole = [name for name in names if (tmp_path / name / "commit.json").exists()]
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == sorted(int(name) for name in whole)
+        assert checkpoints.steps() == sorted(int(float(name)) for name in whole)
         assert checkpoints.steps()[-1] >= committed
     assert len(list(tmp_path.iterdir())) == len(whole) + 1
 
 
-def test_manifest_is_for_reading(three_steps: Path) -> None:
-    """Other tools (an upload, a comparison) find every file and leaf in it."""
-    content = json.loads((three_steps / "3" / "manifest.json").read_text())["content"]
-    listed = {three_steps / "3" / name: size for name, (size, _) in content["files"].items()}
-    found = {p: p.stat().st_size for p in (three_steps / "3" / "arrays").rglob("*") if p.is_file()}
+def test_manifests_and_marker_are_for_reading(three_steps: Path) -> None:
+    """Other tools (an upload, a comparison) find every file and leaf in them."""
+    folder = three_steps / "3.0" / "whole"
+    content = json.loads((folder / "manifest.json").read_text())["content"]
+    listed = {folder / name: size for name, (size, _) in content["files"].items()}
+    found = {p: p.stat().st_size for p in (folder / "arrays").rglob("*") if p.is_file()}
     assert listed == found
+    assert (content["step"], content["attempt"]) == (3, 0)
+    content = json.loads((three_steps / "3.0" / "commit.json").read_text())["content"]
     assert content["info"] == {"step": 3}
     assert content["leaves"]["params/w"] == "float32[40, 30]"
     assert content["leaves"]["moments/0/count"] == "int32[]"
+    assert list(content["units"]) == ["whole"]
+
+
+def test_an_earlier_layout_is_named(tmp_path: Path) -> None:
+    (tmp_path / "120" / "arrays").mkdir(parents=True)
+    (tmp_path / "120" / "manifest.json").write_text("{}")
+    for use in (
+        lambda: Checkpoints(tmp_path),
+        lambda: checkpoint.exists(tmp_path),
+        lambda: restore_params(tmp_path, abstract(state_of(0).params), "latest"),
+    ):
+        with pytest.raises(UserError, match="has checkpoints of an earlier version"):
+            use()

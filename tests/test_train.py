@@ -192,7 +192,7 @@ def test_signals_save_and_the_same_command_goes_on(shell, finished):
         )
         assert said and done < int(said[1]) < STEPS
         done = int(said[1])
-        assert (logdir / "checkpoints" / str(done) / "manifest.json").exists()
+        assert list((logdir / "checkpoints").glob(f"{done}.*/commit.json"))
     status, output, errors = shell.run("train", *words)
     assert (status, errors) == (0, "")
     assert output.startswith(f"{logdir}: goes on after step {done} of {STEPS} steps")

@@ -1,78 +1,130 @@
-"""Checkpoints of a train state: written by Orbax in the background, read only if they are whole.
+"""Checkpoints of a train state: written in the background by every process, read only if whole.
 
-Layout of a folder of checkpoints:
+Replicated leaves are written once, by process 0; of those that are split over devices every
+process writes what it holds (`checkpoint_files` shows the files). Process 0 commits a step when all
+of it is there: with a marker, written last, in one atomic step. A step without its marker is under
+way, or the remains of a save that was cut short. It is never read.
 
-    120/                 the state after step 120
-        arrays/          the state's leaves, by name, as Orbax stores them
-        manifest.json    what the caller wanted noted, every leaf's shape and type, and the size and
-                         checksum of every file in arrays/
-    best/110/            the same, for the best step so far
-
-The manifest is written last, in one atomic step, when everything else is on the disk. It makes the
-checkpoint exist: a folder without one is the remains of a save that was cut short, is never read,
-and goes when training starts again. A checkpoint of a step that has one already goes into a folder
-of its own (120.1/), so that nothing is taken away before what takes its place is there.
-
-The checksum is CRC-32: it finds every error of up to 32 bits in a row, misses one in four thousand
-million of the others, and outruns disks on any processor. It guards against accidents, not against
-forgery.
+No process talks to another in the background, where no collective may run. They meet in the folder
+that all of them see, or in the store to which each uploads its files.
 """
 
 import json
-import logging
-import os
-import re
+import math
 import shutil
 import sys
 import tempfile
-import zlib
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
+from txl_jax import blocks, checkpoint_files
+from txl_jax.blocks import Box
+from txl_jax.checkpoint_files import MANIFEST, MARKER, WHOLE, Marker, Saved
+from txl_jax.checkpoint_shelf import FolderShelf, Shelf, StoreShelf, committed, superseded
 from txl_jax.errors import UserError
+from txl_jax.store import Store
 
 PyTree = Any
 
-_ARRAYS = "arrays"
-_MANIFEST = "manifest.json"
-_BEST = "best"
-_ROOM_BESIDES = 1 << 20
-"""Bytes set aside for Orbax's own files, some tens of kB, and for blocks not quite full."""
+LATEST, BEST = "", "best"
+"""The two series of steps: folders within that of the checkpoints."""
+
+
+class Mirror(Protocol):
+    """What copies files to a store in the background."""
+
+    def submit(self, key: str, what: str, job: Callable[[Callable[[], bool]], None]) -> None:
+        """Has `job(cancelled)` run on a thread of the mirror's, again later if it raises OSError.
+
+        A job that was not begun goes when a newer one comes with the same key; `cancelled()` is
+        true in one that was. `what` names it in messages.
+        """
+        ...
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the one process that trains it."""
+    """The checkpoints of one run. All its processes have one, and call its methods alike."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        *,
+        attempt: int | None = None,
+        store: Store | None = None,
+        mirror: Mirror | None = None,
+        everyone: Callable[[bool], bool] | None = None,
+        patience: float = 300,
+    ) -> None:
         """Opens `folder`, makes it if need be, and clears away saves that were cut short.
 
-        `keep`: so many of the newest steps stay, and so many of the best. Two or more let a run go
-        on from the one before when the newest turns out damaged, and other processes read the
-        newest while it is being superseded.
+        Args:
+          folder: every process sees the same one; or, with a store, the one of this machine.
+          keep: so many of the newest steps stay, and so many of the best. Two or more let a run go
+            on from the one before when the newest turns out damaged, and other processes read the
+            newest while it is being superseded.
+          attempt: the number of the run's start, the same in all its processes and higher than in
+            any start before. A single process without a store finds the next one by itself.
+          store: where checkpoints are kept if not in the folder, which holds copies then: at most
+            keep + 1 of each series. They are named there as here, from the folder's name on.
+          mirror: with a store: what uploads to it.
+          everyone: whether all processes say true: a collective, called by the main thread only.
+            A single process needs none.
+          patience: seconds for which process 0 waits for what other processes have to write, in
+            `wait`, `close` and `restore`. With a store: in the mirror's thread, before it lets the
+            mirror do something else.
 
-        Raises UserError if the folder cannot be written.
+        Raises UserError if the folder cannot be written, or was written by another version.
         """
-        self._latest = folder
-        self._best = folder / _BEST
+        if (store is None) != (mirror is None):
+            raise ValueError("a store goes with a mirror")
+        self._folder = folder
         self._keep = keep
+        self._mirror = mirror
+        self._everyone = everyone or _alone
+        self._patience = patience
+        self._process, alone = jax.process_index(), jax.process_count() == 1 and store is None
+        self._local = FolderShelf(folder)
+        self._shelf: Shelf = StoreShelf(store, folder) if store else self._local
         try:
-            for series in (self._latest, self._best):
-                series.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=series).close()
-                for path in _step_folders(series):
-                    if not (path / _MANIFEST).exists():
-                        shutil.rmtree(path)
+            for series in (LATEST, BEST):
+                (folder / series).mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder / series).close()
+            steps = self._local.found(LATEST) | self._local.found(BEST)
+            if attempt is None:
+                if not alone:
+                    raise ValueError("processes that share checkpoints have to be told the attempt")
+                attempt = max((saved.attempt + 1 for saved in steps), default=0)
+            self._attempt = attempt
+            if self._process == 0 and store is None:
+                # What has this attempt's number, other processes may be writing by now.
+                self._local.remove(
+                    saved
+                    for saved, names in steps.items()
+                    if MARKER not in names and saved.attempt < attempt
+                )
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror}") from error
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writes: dict[Path, Future[None]] = {}
+        self._writes: dict[str, Future[None]] = {}
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._commits: list[Future[None]] = []
+        self._waiting: list[_Step] = []
+        self._newest: dict[str, Saved] = {}
+        self._committing = threading.Lock()
+        self._deadline = math.inf
 
     def save(self, step: int, state: PyTree, info: dict[str, Any]) -> None:
         """Saves `state` as that of `step`; returns when it is copied, before it is written.
@@ -80,48 +132,77 @@ class Checkpoints:
         `state`: a pytree of arrays, typed random keys included; its buffers may be donated as soon
         as this returns. `info`: what JSON can hold; `restore` returns it.
 
-        If the save before is still being written, this waits for it, so that copies do not pile up
-        in the host's memory. Once the new checkpoint is whole and on the disk, older ones beyond
-        `keep` go, and so do those of later steps: training went on from before them because they
-        were damaged.
+        If this process is still writing the save before, this waits for it, so that copies do not
+        pile up in the host's memory. It does not wait for other processes, nor for uploads. Once
+        the new checkpoint is whole, older ones beyond `keep` go, and so do those of later steps:
+        training went on from before them because they were damaged.
 
         Raises UserError if a save before this one failed; those before that are still there.
         """
-        self._save(self._latest, step, state, info)
+        self._save(LATEST, step, state, info)
 
     def save_best(self, step: int, state: PyTree, info: dict[str, Any]) -> None:
         """As `save`, but apart from the others: `state` is the best so far."""
-        self._save(self._best, step, state, info)
+        self._save(BEST, step, state, info)
 
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, the best apart, newest last; damage is not looked for."""
-        return sorted({_step(path) for path in _committed(self._latest)})
+        """Steps with a checkpoint, the best apart, newest last; damage is not looked for.
+
+        With a store that is away: those of which this machine knows.
+        """
+        try:
+            found = self._shelf.found(LATEST)
+        except OSError:
+            found = self._local.found(LATEST)
+        return sorted({saved.step for saved in committed(found)})
 
     def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         """State and info of the newest whole checkpoint; None if there is none at all.
 
         `abstract_state`: the state's tree, with arrays or `jax.ShapeDtypeStruct`s as leaves. Each
         leaf comes back with the sharding given there (without one: on the first device), in
-        buffers of its own that may be donated.
+        buffers of its own that may be donated. The processes and devices may be others than those
+        that saved it. Each process reads, and downloads, only what its devices hold.
 
-        A damaged checkpoint gets a line on standard error, and the one before it is taken.
+        All processes call this and get the same step. A checkpoint that one of them finds damaged
+        gets a line on its standard error, and all take the one before.
 
-        Raises UserError if all are damaged, or if a leaf is missing, is not wanted, or has another
-        shape or type.
+        Raises UserError if all are damaged, if a leaf is missing, is not wanted, or has another
+        shape or type, or if the store cannot be reached.
         """
-        self.wait()
-        return _restore_newest(self._latest, abstract_state, within="")
+        failed = None
+        try:
+            self.wait()
+        except UserError as error:
+            failed = error
+        if not self._everyone(failed is None):
+            raise failed or UserError("another process could not write its part of a checkpoint")
+        return _restore_newest(
+            self._shelf, self._folder, LATEST, abstract_state, "", self._everyone
+        )
 
     def wait(self) -> None:
-        """Returns when everything saved is on the disk. Raises UserError if that failed."""
+        """Returns when everything saved is on the disk. Raises UserError if that failed.
+
+        Without a store: when it is committed, which process 0 knows. Uploads to a store are the
+        mirror's.
+        """
         self._finish(list(self._writes))
+        self._deadline = time.monotonic() + self._patience
+        try:
+            while self._commits:
+                self._commits.pop(0).result()
+        finally:
+            self._deadline = math.inf
 
     def close(self) -> None:
-        """Waits as `wait` does and ends the background thread; nothing can be saved after it."""
+        """Waits as `wait` does and ends the background threads; nothing can be saved after it."""
         try:
             self.wait()
         finally:
+            self._deadline = -math.inf
             self._writer.shutdown()
+            self._committer.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -139,154 +220,415 @@ class Checkpoints:
                 raise
             error.add_note(f"besides, {failed_save}")
 
-    def _save(self, series: Path, step: int, state: PyTree, info: dict[str, Any]) -> None:
+    def _save(self, series: str, step: int, state: PyTree, info: dict[str, Any]) -> None:
         self._finish([key for key, write in self._writes.items() if key == series or write.done()])
+        while self._commits and self._commits[0].done():
+            self._commits.pop(0).result()
         named = by_name(state)
         leaves = {name: _describe(leaf) for name, leaf in named.items()}
-        # The writer gets a copy of what the caller may change, and errors show up here.
-        content = json.loads(json.dumps({"info": info, "leaves": leaves}))
         words = {name: _words(leaf) for name, leaf in named.items() if leaf.size > 0}
-        for array in words.values():
-            if isinstance(array, jax.Array):
-                array.copy_to_host_async()
-        # np.asarray would not do: on the CPU it is a view of a buffer that is about to be donated.
-        host = {name: np.array(array) for name, array in words.items()}
-        self._writes[series] = self._writer.submit(_write, series, self._keep, step, host, content)
+        parts = {
+            name: blocks.parts(array.sharding, array.shape)
+            for name, array in words.items()
+            if isinstance(array, jax.Array) and not array.sharding.is_fully_replicated
+        }
+        processes = sorted({process for boxes in parts.values() for process in boxes})
+        units = _copies(words, parts, self._process)
+        new = _Step(
+            Saved(series, step, self._attempt),
+            # The writer gets a copy of what the caller may change, and errors show up here.
+            json.loads(json.dumps(info)),
+            leaves,
+            [WHOLE, *(checkpoint_files.part(process) for process in processes)],
+        )
+        self._writes[series] = self._writer.submit(self._write, new, units)
 
-    def _finish(self, series: list[Path]) -> None:
+    def _finish(self, series: list[str]) -> None:
         for key in series:
             self._writes.pop(key).result()
 
+    def _write(self, new: "_Step", units: "dict[str, _Unit]") -> None:
+        """Writes what this process has of a step, and has it committed or uploaded."""
+        path = self._folder / new.saved.path
+        if any((path / unit / MANIFEST).exists() for unit in units):
+            raise ValueError(f"{path} has been saved already")
+        with _failed_writes(path, list(units)):
+            for name, unit in units.items():
+                checkpoint_files.write_unit(path, new.saved, name, unit.arrays, unit.boxes)
+        if self._mirror:
+            if units:
+                job = partial(self._upload, new, list(units), set())
+                self._mirror.submit(new.saved.series or "latest", f"checkpoint {path}", job)
+            self._prune_copies(new.saved)
+        elif self._process == 0 and not self._commit(new):
+            self._waiting.append(new)
+            self._commits.append(self._committer.submit(self._wait_for_parts, new))
 
-def exists(folder: Path) -> bool:
-    """Whether a run that keeps its checkpoints in `folder` has one to go on from."""
-    return bool(_committed(folder))
+    def _commit(self, new: "_Step") -> bool:
+        """Commits a step if it is whole, and removes older ones; whether it, or a later one, is."""
+        series = new.saved.series
+        path = self._folder / new.saved.path
+        with self._committing, _failed_writes(path, [WHOLE, checkpoint_files.part(0)]):
+            if series in self._newest and new.saved <= self._newest[series]:
+                return True
+            if new.missing(self._shelf.found(series)):
+                return False
+            self._shelf.commit(new.saved, new.marker(self._shelf))
+            self._newest[series] = new.saved
+            self._shelf.remove(superseded(self._shelf.found(series), new.saved, self._keep))
+        return True
+
+    def _wait_for_parts(self, new: "_Step") -> None:
+        """Returns once a step, or a later one of its series, is whole and committed."""
+        for pause in _pauses(longest=0.5):
+            later = [other for other in self._waiting if other.saved.series == new.saved.series]
+            if any(self._commit(step) for step in (new, *later) if step.saved >= new.saved):
+                break
+            if time.monotonic() > self._deadline:
+                missing = new.missing(self._shelf.found(new.saved.series))
+                raise UserError(
+                    f"checkpoint {self._folder / new.saved.path} is not whole: {', '.join(missing)}"
+                    " did not come from other processes; earlier checkpoints are unharmed"
+                )
+            time.sleep(pause)
+        self._waiting.remove(new)
+
+    def _upload(
+        self, new: "_Step", units: list[str], done: set[str], cancelled: Callable[[], bool]
+    ) -> None:
+        """Uploads this process's units of a step; process 0 commits it when all others' are there.
+
+        `done`: names of files that an earlier try has uploaded. Once begun it goes on also if there
+        is a newer step: where uploads take longer than it is from save to save, none would ever be
+        committed otherwise. It ends when its files are gone from this machine, `keep` saves later.
+        """
+        assert isinstance(self._shelf, StoreShelf)
+        if cancelled():
+            return
+        path = self._folder / new.saved.path
+        for unit in units:
+            try:
+                manifest = (path / unit / MANIFEST).read_bytes()
+                for file in (*checkpoint_files.listed_files(manifest), MANIFEST):
+                    if f"{unit}/{file}" not in done:
+                        self._shelf.upload(new.saved, f"{unit}/{file}")
+                        done.add(f"{unit}/{file}")
+            except FileNotFoundError:
+                if not (path / unit / MANIFEST).exists():
+                    return
+                raise
+        if self._process == 0 and self._all_uploaded(new, cancelled):
+            marker = new.marker(self._shelf)
+            self._shelf.commit(new.saved, marker)
+            with suppress(OSError):  # the copy is superseded, and gone
+                self._local.commit(new.saved, marker)
+            steps = self._shelf.found(new.saved.series)
+            self._shelf.remove(superseded(steps, new.saved, self._keep))
+
+    def _all_uploaded(self, new: "_Step", cancelled: Callable[[], bool]) -> bool:
+        """Waits until all units of a step are in the store; False if that will never be.
+
+        Raises TimeoutError after `patience`.
+        """
+        deadline = time.monotonic() + self._patience
+        for pause in _pauses(longest=2):
+            steps = self._shelf.found(new.saved.series)
+            missing = new.missing(steps)
+            if not missing:
+                return True
+            later = {name for saved, names in steps.items() if saved > new.saved for name in names}
+            given_up = any(f"{unit}/{MANIFEST}" in later for unit in missing)
+            if cancelled() and (given_up or not (self._folder / new.saved.path).exists()):
+                return False
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{', '.join(missing)} did not come from other processes")
+            time.sleep(pause)
+        raise AssertionError("pauses do not end")
+
+    def _prune_copies(self, new: Saved) -> None:
+        """Removes from this machine older steps than the newest `keep`; it is about the disk only.
+
+        Of this attempt's, other processes of the machine remove what is theirs themselves.
+        """
+        own = [checkpoint_files.part(self._process), *([WHOLE] if self._process == 0 else [])]
+        steps = [saved for saved in self._local.found(new.series) if saved.attempt <= new.attempt]
+        kept = [saved for saved in steps if saved <= new][-self._keep :]
+        for saved in steps:
+            if saved in kept:
+                continue
+            if saved.attempt < new.attempt:
+                self._local.remove([saved])
+                continue
+            if self._process == 0:
+                (self._folder / saved.path / MARKER).unlink(missing_ok=True)
+            _remove_units(self._folder / saved.path, own)
+
+
+class _Unit(NamedTuple):
+    """What one process writes of a step into one folder."""
+
+    arrays: dict[str, np.ndarray]
+    boxes: dict[str, list[Box]]
+    """Where the arrays of split leaves are in the leaves."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What process 0 has to know to commit a step."""
+
+    saved: Saved
+    info: dict[str, Any]
+    leaves: dict[str, str]
+    units: list[str]
+    """All that the processes write together."""
+
+    def missing(self, steps: dict[Saved, set[str]]) -> list[str]:
+        """The units that are not there yet."""
+        there = steps.get(self.saved, set())
+        return [unit for unit in self.units if f"{unit}/{MANIFEST}" not in there]
+
+    def marker(self, shelf: Shelf) -> bytes:
+        """What commits the step, all of whose units are there."""
+        manifests = {unit: shelf.read(self.saved, f"{unit}/{MANIFEST}") for unit in self.units}
+        return checkpoint_files.make_marker(self.saved, self.info, self.leaves, manifests).encode()
+
+
+def exists(folder: Path, store: Store | None = None) -> bool:
+    """Whether a run that keeps its checkpoints in `folder`, or `store`, has one to go on from.
+
+    Raises UserError if it has those of another version, or if the store cannot be reached.
+    """
+    shelf = _shelf(folder, store)
+    with _reached(shelf, folder):
+        return bool(committed(shelf.found(LATEST)))
 
 
 def restore_params(
-    folder: Path, abstract_params: PyTree, which: Literal["best", "latest"] | int = "best"
+    folder: Path,
+    abstract_params: PyTree,
+    which: Literal["best", "latest"] | int = "best",
+    store: Store | None = None,
 ) -> tuple[PyTree, dict[str, Any]]:
     """The `params` of a saved state and its info, to use a model without training it further.
 
-    `folder` as in `Checkpoints`; nothing is changed there, and training may go on meanwhile.
-    `abstract_params` as in `Checkpoints.restore`, but only for what the state has under `params`;
-    the rest (optimizer state, memory) is not loaded. `which`: a step, or `latest` or `best`, where
-    a damaged checkpoint gives way to the one before it if there is one.
+    `folder` and `store` as in `Checkpoints`; nothing is changed there, and training may go on
+    meanwhile. What is downloaded from a store stays in the folder. `abstract_params` as in
+    `Checkpoints.restore`, but only for what the state has under `params`; the rest (optimizer
+    state, memory) is not loaded. `which`: a step, or `latest` or `best`, where a damaged checkpoint
+    gives way to the one before it if there is one.
 
     Raises UserError as `Checkpoints.restore`, and if there is no such checkpoint.
     """
-    wanted = {"params": abstract_params}
+    wanted, shelf = {"params": abstract_params}, _shelf(folder, store)
     if isinstance(which, int):
-        same = [path for path in _committed(folder) if _step(path) == which]
-        if not same:
-            known = ", ".join(str(_step(path)) for path in _committed(folder)) or "none"
-            raise UserError(f"no checkpoint of step {which} in {folder}; there are: {known}")
-        if damage := _damage(same[-1]):
-            raise UserError(f"checkpoint {same[-1]} is damaged ({damage}); take another step")
-        state, info = _read(same[-1], wanted, within="params/")
+        with _reached(shelf, folder):
+            steps = committed(shelf.found(LATEST))
+            same = [saved for saved in steps if saved.step == which]
+            if not same:
+                known = ", ".join(str(saved.step) for saved in steps) or "none"
+                raise UserError(f"no checkpoint of step {which} in {folder}; there are: {known}")
+            look = _look(shelf, folder, same[-1], wanted, "params/")
+            if look.damage or not look.marker:
+                raise UserError(
+                    f"checkpoint {folder / same[-1].path} is damaged ({look.damage or 'it is gone'}"
+                    "); take another step"
+                )
+            state, info = _read(folder, look, wanted)
     else:
-        series = folder / _BEST if which == "best" else folder
-        restored = _restore_newest(series, wanted, within="params/")
+        series = BEST if which == "best" else LATEST
+        restored = _restore_newest(shelf, folder, series, wanted, "params/", _alone)
         if restored is None:
-            raise UserError(f"no checkpoint in {series}; train first, or name another folder")
+            raise UserError(
+                f"no checkpoint in {folder / series}; train first, or name another folder"
+            )
         state, info = restored
     return state["params"], info
 
 
+class _Look(NamedTuple):
+    """What came of looking at a committed step before its arrays are read."""
+
+    saved: Saved
+    marker: Marker | None
+    """None if it is damaged, or has been superseded meanwhile."""
+    damage: str | None
+    misfit: str | None = None
+    """What the state that is wanted and the one that is stored do not agree in."""
+
+
 def _restore_newest(
-    series: Path, wanted: PyTree, within: str
+    shelf: Shelf,
+    folder: Path,
+    series: str,
+    wanted: PyTree,
+    within: str,
+    everyone: Callable[[bool], bool],
 ) -> tuple[PyTree, dict[str, Any]] | None:
+    """As `Checkpoints.restore`; names of leaves have to be the same if they begin with `within`."""
+    tried: list[Saved] = []
     damaged: list[str] = []
-    for path in reversed(_committed(series)):
-        damage = _damage(path)
-        if damage is None:
-            for line in damaged:
-                print(f"{line}; going back to {path.name}", file=sys.stderr)
-            try:
-                return _read(path, wanted, within)
-            except (OSError, ValueError):
-                if (path / _MANIFEST).exists():
-                    raise
-        if not (path / _MANIFEST).exists():
-            # The process that trains has replaced it meanwhile: there is a newer one.
-            return _restore_newest(series, wanted, within)
-        damaged.append(f"checkpoint {path} is damaged ({damage})")
-    if damaged:
+    with _reached(shelf, folder):
+        # Listed again each time: the process that trains may have committed a newer one meanwhile.
+        while left := [s for s in committed(shelf.found(series)) if s not in tried]:
+            saved = left[-1]
+            tried.append(saved)
+            look = _look(shelf, folder, saved, wanted, within)
+            if everyone(look.marker is not None and look.damage is None):
+                for line in damaged:
+                    print(f"{line}; going back to {saved.name}", file=sys.stderr)
+                try:
+                    return _read(folder, look, wanted)
+                except (OSError, ValueError):
+                    if saved in committed(shelf.found(series)):
+                        raise
+            elif look.damage:
+                damaged.append(f"checkpoint {folder / saved.path} is damaged ({look.damage})")
+    if damaged or (tried and everyone is not _alone):
+        newest = damaged[0] if damaged else "another process says that it is damaged"
         raise UserError(
-            f"no whole checkpoint in {series} (newest: {damaged[0]}); "
+            f"no whole checkpoint in {folder / series} (newest: {newest}); "
             "put a copy there, or delete the folder to start again"
         )
     return None
 
 
-def _read(path: Path, wanted: PyTree, within: str) -> tuple[PyTree, dict[str, Any]]:
-    """The leaves of `wanted` from a whole checkpoint, and its info.
-
-    The names of the leaves in `wanted` and of those in the checkpoint that begin with `within`
-    have to be the same.
-    """
-    content = json.loads((path / _MANIFEST).read_text())["content"]
+def _look(shelf: Shelf, folder: Path, saved: Saved, wanted: PyTree, within: str) -> _Look:
+    """Looks at all of a step that this process needs; with a store it is in the folder then."""
+    try:
+        raw = shelf.read(saved, MARKER)
+    except FileNotFoundError:
+        return _Look(saved, None, None)
+    try:
+        marker = Marker.decode(raw)
+    except ValueError as error:
+        return _Look(saved, None, f"{MARKER} {error}")
+    if (marker.step, marker.attempt) != (saved.step, saved.attempt):
+        return _Look(saved, None, f"{MARKER} is that of another step")
     named = by_name(wanted)
-    stored = {name: leaf for name, leaf in content["leaves"].items() if name.startswith(within)}
+    stored = {name: leaf for name, leaf in marker.leaves.items() if name.startswith(within)}
     for name in [*named, *stored]:
         here = _describe(named[name]) if name in named else "absent"
         there = stored.get(name, "absent")
         if here != there:
-            raise UserError(
-                f"checkpoint {path} does not fit: {name} is {there} in it and should be {here}; "
-                "use the config that it was made with, or another folder"
-            )
-    words = {
-        name: jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=_sharding(leaf))
-        for name, leaf in named.items()
-        for words in [jax.eval_shape(_words, leaf)]
-    }
-    in_file = {name: leaf for name, leaf in words.items() if leaf.size > 0}
-    with _orbax() as orbax:
-        arrays = orbax.restore(
-            (path / _ARRAYS).absolute(),
-            args=ocp.args.PyTreeRestore(
-                in_file,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(in_file),
-                partial_restore=True,
-            ),
+            misfit = f"{name} is {there} in it and should be {here}"
+            return _Look(saved, marker, None, misfit)
+    needed = {unit for name, leaf in named.items() for unit, *_ in _sources(marker, name, leaf)}
+    units = {unit: listed for unit, listed in marker.units.items() if unit in needed}
+    try:
+        return _Look(saved, marker, shelf.bring(saved, units))
+    except FileNotFoundError as error:
+        gone = MARKER not in shelf.found(saved.series).get(saved, ())
+        return _Look(saved, None, None if gone else f"{error.filename or error} is missing")
+
+
+def _read(folder: Path, look: _Look, wanted: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """The leaves of `wanted` from a step that `_look` found whole, and its info."""
+    marker, path = look.marker, folder / look.saved.path
+    assert marker is not None
+    if look.misfit:
+        raise UserError(
+            f"checkpoint {path} does not fit: {look.misfit}; "
+            "use the config that it was made with, or another folder"
         )
+    named = by_name(wanted)
+    sources = {name: _sources(marker, name, leaf) for name, leaf in named.items()}
+    names: dict[str, list[str]] = {}
+    for unit, array, _ in (source for listed in sources.values() for source in listed):
+        names.setdefault(unit, []).append(array)
+    arrays = {
+        unit: checkpoint_files.read_unit(path / unit, listed) for unit, listed in names.items()
+    }
     leaves = []
     for name, leaf in named.items():
-        if name in arrays:
-            # What Orbax returns may lie in memory that NumPy owns, and cannot be donated then.
-            value = jax.device_put(arrays.pop(name), words[name].sharding, may_alias=False)
-        else:
-            value = jnp.zeros(words[name].shape, words[name].dtype, device=words[name].sharding)
+        words = jax.eval_shape(_words, leaf)
+        stored = [(box, arrays[unit].pop(array)) for unit, array, box in sources[name]]
+        value = blocks.place(_sharding(leaf), words.shape, words.dtype, stored)
         leaves.append(_like(leaf, value))
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves), content["info"]
+    return jax.tree.unflatten(jax.tree.structure(wanted), leaves), marker.info
 
 
-def _write(
-    series: Path, keep: int, step: int, host: dict[str, np.ndarray], content: dict[str, Any]
-) -> None:
-    """Writes and commits one checkpoint, then removes what it makes superfluous in its series."""
-    same = [_order(other)[1] for other in _step_folders(series) if _step(other) == step]
-    path = series / (f"{step}.{max(same) + 1}" if same else str(step))
+def _sources(marker: Marker, name: str, leaf: Any) -> list[tuple[str, str, Box]]:
+    """Where what this process needs of a leaf is stored: unit, name of the array, its box."""
+    shape = jax.eval_shape(_words, leaf).shape
+    if 0 in shape:
+        return []
+    if name not in marker.blocks:
+        return [(WHOLE, name, blocks.everything(shape))]
+    needed = blocks.boxes_here(_sharding(leaf), shape)
+    return [
+        (unit, _block_name(name, number), box)
+        for unit, boxes in marker.blocks[name].items()
+        for number, box in enumerate(boxes)
+        if any(blocks.overlap(box, wanted) is not None for wanted in needed)
+    ]
+
+
+def _copies(
+    words: dict[str, Any], parts: dict[str, dict[int, list[Box]]], process: int
+) -> dict[str, _Unit]:
+    """Copies on the host of what this process has to write.
+
+    `words`: the leaves; `parts`: the boxes of each process for those that are split.
+    """
+    whole = {name: leaf for name, leaf in words.items() if name not in parts and process == 0}
+    boxes = {name: of[process] for name, of in parts.items() if process in of}
+    held = {
+        _block_name(name, number): (box, words[name].dtype, blocks.held(words[name], box))
+        for name, listed in boxes.items()
+        for number, box in enumerate(listed)
+    }
+    for array in (*whole.values(), *(data for *_, found in held.values() for _, data in found)):
+        if isinstance(array, jax.Array):
+            array.copy_to_host_async()
+    units = {}
+    if process == 0:
+        # np.asarray would not do: on the CPU it is a view of a buffer that is about to be donated.
+        units[WHOLE] = _Unit({name: np.array(array) for name, array in whole.items()}, {})
+    if boxes:
+        arrays = {
+            name: blocks.gather(box, dtype, [(at, np.asarray(data)) for at, data in found])
+            for name, (box, dtype, found) in held.items()
+        }
+        units[checkpoint_files.part(process)] = _Unit(arrays, boxes)
+    return units
+
+
+def _block_name(leaf: str, number: int) -> str:
+    return f"{leaf}/{number}"
+
+
+def _alone(ok: bool) -> bool:
+    """What all processes say where there is one."""
+    return ok
+
+
+def _shelf(folder: Path, store: Store | None) -> Shelf:
+    return StoreShelf(store, folder) if store else FolderShelf(folder)
+
+
+@contextmanager
+def _reached(where: Any, folder: Path) -> Iterator[None]:
+    """Turns a store that cannot be reached into a UserError."""
     try:
-        # A full disk is found out here, with nothing written. Orbax would find it out too, but each
-        # of its writes under way would print a traceback of its own past any logger.
-        with tempfile.TemporaryFile(dir=series) as room:
-            needed = sum(array.nbytes for array in host.values()) + _ROOM_BESIDES
-            os.posix_fallocate(room.fileno(), 0, needed)
-        with _orbax() as orbax:
-            orbax.save((path / _ARRAYS).absolute(), args=ocp.args.PyTreeSave(host))
-        _commit(path, content)
-        older = [other for other in _committed(series) if _step(other) < step]
-        kept = {path, *older[max(0, len(older) - keep + 1) :]}
-        for other in set(_committed(series)) - kept:
-            # Without its manifest it is gone, even if the rest outlives a kill.
-            (other / _MANIFEST).unlink()
-            shutil.rmtree(other)
+        yield
+    except OSError as error:
+        if not isinstance(where, StoreShelf):
+            raise
+        raise UserError(
+            f"cannot read the checkpoints of {folder} from its store: {error}; the same command "
+            "goes on when it is back"
+        ) from error
+
+
+@contextmanager
+def _failed_writes(path: Path, units: list[str]) -> Iterator[None]:
+    """Removes `units` of a step that cannot be written, and says why."""
+    try:
+        yield
     except Exception as error:
-        if not (path / _MANIFEST).exists():
-            shutil.rmtree(path, ignore_errors=True)
-        reason = _system_reason(error)
+        if not (path / MARKER).exists():
+            _remove_units(path, units)
+        reason = checkpoint_files.system_reason(error)
         if reason is None:
             raise
         raise UserError(
@@ -294,83 +636,20 @@ def _write(
         ) from error
 
 
-def _commit(path: Path, content: dict[str, Any]) -> None:
-    """Puts all below `path` on the disk for good, and then the manifest."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = {}
-    for file in files:
-        _sync(file)
-        listed[file.relative_to(path).as_posix()] = _size_and_checksum(file)
-    for folder in [*(folder for folder in path.rglob("*") if folder.is_dir()), path, path.parent]:
-        _sync(folder)
-    content = {**content, "files": listed}
-    draft = path / f"{_MANIFEST}.draft"
-    draft.write_text(json.dumps({"checksum": _checksum(content), "content": content}))
-    _sync(draft)
-    draft.replace(path / _MANIFEST)
-    _sync(path)
+def _remove_units(path: Path, units: list[str]) -> None:
+    """Removes units of a step, and the step's folder if nothing else is in it."""
+    for unit in units:
+        shutil.rmtree(path / unit, ignore_errors=True)
+    with suppress(OSError):  # the rest is other processes'
+        path.rmdir()
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with the files of a committed checkpoint; None if it is whole."""
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        if manifest["checksum"] != _checksum(manifest["content"]):
-            return f"{_MANIFEST} has changed"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{_MANIFEST} cannot be read"
-    for name, listed in manifest["content"]["files"].items():
-        try:
-            found = _size_and_checksum(path / name)
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-        if found != listed:
-            return f"{name} has changed"
-    return None
-
-
-def _checksum(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content).encode())
-
-
-def _size_and_checksum(file: Path) -> list[int]:
-    size = checksum = 0
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            size += len(block)
-            checksum = zlib.crc32(block, checksum)
-    return [size, checksum]
-
-
-def _sync(path: Path) -> None:
-    """Returns when a file's bytes, or a folder's names, would survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _step_folders(series: Path) -> list[Path]:
-    """Folders of steps in order of step, then of writing, be they committed or not."""
-    if not series.is_dir():
-        return []
-    named = (path for path in series.iterdir() if re.fullmatch(r"\d+(\.\d+)?", path.name))
-    return sorted(named, key=_order)
-
-
-def _committed(series: Path) -> list[Path]:
-    return [path for path in _step_folders(series) if (path / _MANIFEST).exists()]
-
-
-def _step(path: Path) -> int:
-    return _order(path)[0]
-
-
-def _order(path: Path) -> tuple[int, int]:
-    """Step, and how many folders that step had before: (120, 0) for `120`, (120, 1) for `120.1`."""
-    step, _, again = path.name.partition(".")
-    return int(step), int(again or 0)
+def _pauses(longest: float) -> Iterator[float]:
+    """Seconds to wait before each new look at what other processes do."""
+    pause = 0.01
+    while True:
+        yield pause
+        pause = min(2 * pause, longest)
 
 
 def by_name(tree: PyTree) -> dict[str, Any]:
@@ -387,7 +666,7 @@ def _describe(leaf: Any) -> str:
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding:
     sharding = getattr(leaf, "sharding", None)
-    return sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _is_key(leaf: Any) -> bool:
@@ -407,22 +686,3 @@ def _like(leaf: Any, words: jax.Array) -> jax.Array:
     # key_impl reads the leaf's type but takes no ShapeDtypeStruct; what it gets here is a tracer.
     jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), leaf)
     return jax.random.wrap_key_data(words, impl=implementations[0])
-
-
-def _system_reason(error: Exception) -> str | None:
-    """The operating system's reason for a failed write, if that is what the error is about."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    # TensorStore, which does Orbax's writing, has the number in the text of a ValueError.
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(number[1])) if number else None
-
-
-def _orbax() -> ocp.Checkpointer:
-    # Orbax logs each failed write several times with tracebacks; it raises the same error as well.
-    logging.getLogger("absl").addFilter(_not_from_orbax)
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
