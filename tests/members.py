@@ -1,7 +1,8 @@
 """A small run of several processes: `python -m tests.members FOLDER STEPS [WHAT]`.
 
 Steps are sums over all devices; process 0 writes every tenth into FOLDER, and the run goes on from
-there. WHAT: `bug=2`, `mistake=2`: what process 2 does after step 20; `facts=2`: it has other facts.
+there. WHAT is `facts=2` if process 2 has other facts than the others, or what it does at step 20:
+`bug=2`, `mistake=2`, or `slow=2`, to compute for long without a step.
 """
 
 import os
@@ -14,8 +15,74 @@ import numpy as np
 
 from txl_jax import distributed, sharding, supervise
 from txl_jax.errors import RESTART_STATUS, UserError, run_command
-from txl_jax.peers import Peers
+from txl_jax.peers import SILENCE_SECONDS, Peers
 from txl_jax.signals import caught_signals
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Members:
+    """The processes of one run on this machine; each may have a parent. `with` ends them all."""
+
+    def __init__(
+        self, folder: Path, number: int, *words: str, restarts: int | None = None, **env: str
+    ):
+        folder.mkdir()
+        self.logs = [folder / f"log.{i}" for i in range(number)]
+        parent = (
+            [] if restarts is None else ["txl_jax.supervise", str(restarts), sys.executable, "-m"]
+        )
+        command = [sys.executable, "-m", *parent, "tests.members", str(folder), *words]
+        shared = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
+        shared |= {"JAX_NUM_PROCESSES": str(number), "AWS_EC2_METADATA_DISABLED": "true"} | env
+        self.started: list[subprocess.Popen[bytes]] = []
+        for i, log in enumerate(self.logs):
+            with log.open("wb") as output:
+                self.started.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        env=shared | {"JAX_PROCESS_ID": str(i)},
+                        stdout=output,
+                        stderr=output,
+                    )
+                )
+
+    def log(self, member: int) -> str:
+        return self.logs[member].read_text()
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Until every member has said so."""
+        end = time.monotonic() + 120
+        while any(path.read_text().count(text) < times for path in self.logs):
+            assert time.monotonic() < end, "\n".join(path.read_text() for path in self.logs)
+            time.sleep(0.1)
+
+    def pid(self, member: int) -> int:
+        """The newest trainer's, not its parent's."""
+        return int(re.findall(r"^process (\d+)$", self.log(member), re.M)[-1])
+
+    def kill(self, member: int, number: signal.Signals) -> None:
+        os.kill(self.pid(member), number)
+
+    def statuses(self, *members: int) -> list[int]:
+        """Exit statuses of these, when they have ended; of all if none is named."""
+        chosen = [self.started[i] for i in members or range(len(self.started))]
+        return [process.wait(timeout=120) for process in chosen]
+
+    def __enter__(self) -> "Members":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.started:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def say(*what: object) -> None:
@@ -44,6 +111,8 @@ def run(peers: Peers, me: int, folder: Path, steps: int, does: str, who: int) ->
                 raise ZeroDivisionError("a bug")
             if n == 20 and who == me and does == "mistake":
                 raise UserError("the disk is full; make room")
+            if n == 20 and who == me and does == "slow":
+                time.sleep(SILENCE_SECONDS + 3)
             if n % 10 == 0:
                 say("step", n)
             stop = peers.stop_agreed(n)

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ def join(cluster: Cluster, timeout: float = 300.0) -> None:
     _use_interface_towards(address, int(port))
     end = time.monotonic() + timeout
     while True:
-        _connect(cluster, address, int(port), max(1, round(end - time.monotonic())))
+        _connect(cluster, address, int(port), end - time.monotonic())
         store = Store()
         if _BEGUN not in store.all():
             break
@@ -187,28 +188,30 @@ def name_of(process: int, host: str = "") -> str:
     return f"process {process} (host {host or socket.gethostname()})"
 
 
-def _connect(cluster: Cluster, address: str, port: int, timeout: int) -> None:
+def _connect(cluster: Cluster, address: str, port: int, timeout: float) -> None:
     devices = [int(number) for number in cluster.devices.split(",") if number]
     literal = f"[{address}]" if ":" in address else address
-    try:
-        jax.distributed.initialize(
-            f"{literal}:{port}",
-            cluster.processes,
-            cluster.process,
-            local_device_ids=devices or None,
-            cluster_detection_method="deactivate",
-            coordinator_bind_address=f"{literal}:{port}",
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            initialization_timeout=timeout,
-        )
-    except jax.errors.JaxRuntimeError as error:
-        print(
-            f"lost: not all {cluster.processes} processes met at {cluster.coordinator} within "
-            f"{timeout} s ({str(error).splitlines()[0]})",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(RESTART_STATUS)
+    # JAX's own timeout ends the process by SIGABRT.
+    alarm = threading.Timer(timeout, _give_up, [cluster])
+    alarm.daemon = True
+    alarm.start()
+    jax.distributed.initialize(
+        f"{literal}:{port}",
+        cluster.processes,
+        cluster.process,
+        local_device_ids=devices or None,
+        cluster_detection_method="deactivate",
+        coordinator_bind_address=f"{literal}:{port}",
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        initialization_timeout=round(timeout) + 60,
+    )
+    alarm.cancel()
+
+
+def _give_up(cluster: Cluster) -> None:
+    missing = f"not all {cluster.processes} processes came to {cluster.coordinator} in time"
+    print(f"lost: {missing}", file=sys.stderr, flush=True)
+    os._exit(RESTART_STATUS)
 
 
 def _address(host: str, port: int, listen: bool) -> str:

@@ -207,10 +207,9 @@ class Peers:
     def _lose(self, numbers: list[int]) -> NoReturn:
         names, steps = [], set()
         for number in numbers:
-            life = self._lives.get(number)
-            host, _, step, _ = (
-                json.loads(life.sign) if life and life.sign else ("unknown", "", 0, 0)
-            )
+            host, step = ("unknown", 0)
+            if (life := self._lives.get(number)) and life.sign:
+                host, step, _ = json.loads(life.sign)
             names.append(distributed.name_of(number, host))
             steps.add(step)
         at = f", the coordinator at {self._cluster.coordinator}" if numbers[0] == 0 else ""
