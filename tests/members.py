@@ -6,6 +6,11 @@ there. WHAT is `facts=2` if process 2 has other facts than the others, or what i
 """
 
 import os
+import re
+import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
