@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from txl_jax import distributed, sharding, supervise
+from txl_jax.distributed import Cluster
 from txl_jax.errors import RESTART_STATUS, UserError, run_command
 from txl_jax.peers import SILENCE_SECONDS, Peers
 from txl_jax.signals import caught_signals
@@ -30,16 +31,24 @@ class Members:
     """The processes of one run on this machine; each may have a parent. `with` ends them all."""
 
     def __init__(
-        self, folder: Path, number: int, *words: str, restarts: int | None = None, **env: str
+        self,
+        folder: Path,
+        number: int,
+        *words: str,
+        restarts: int | None = None,
+        environs: list[dict[str, str]] | None = None,
     ):
+        """`environs`: the variables by which each member finds its cluster, if not JAX's own."""
         folder.mkdir()
         self.logs = [folder / f"log.{i}" for i in range(number)]
         parent = (
             [] if restarts is None else ["txl_jax.supervise", str(restarts), sys.executable, "-m"]
         )
         command = [sys.executable, "-m", *parent, "tests.members", str(folder), *words]
-        shared = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
-        shared |= {"JAX_NUM_PROCESSES": str(number), "AWS_EC2_METADATA_DISABLED": "true"} | env
+        address = f"127.0.0.1:{free_port()}"
+        environs = environs or [
+            distributed.environ(Cluster(address, number, i)) for i in range(number)
+        ]
         self.started: list[subprocess.Popen[bytes]] = []
         for i, log in enumerate(self.logs):
             with log.open("wb") as output:
@@ -47,7 +56,7 @@ class Members:
                     subprocess.Popen(
                         command,
                         cwd=ROOT,
-                        env=shared | {"JAX_PROCESS_ID": str(i)},
+                        env=os.environ | {"AWS_EC2_METADATA_DISABLED": "true"} | environs[i],
                         stdout=output,
                         stderr=output,
                     )
@@ -136,6 +145,7 @@ def main(words: list[str]) -> int:
     say("process", os.getpid())
     with Peers.join(cluster) as peers:
         me = cluster.process if cluster else 0
+        say("NCCL_SOCKET_IFNAME", os.environ.get("NCCL_SOCKET_IFNAME"))
         return run(peers, me, Path(folder), int(steps), does, int(who or -1))
 
 
