@@ -4,6 +4,7 @@ Process 0 holds both JAX's coordination service and the store. All use of what J
 here.
 """
 
+import errno
 import fcntl
 import ipaddress
 import os
@@ -229,14 +230,14 @@ def _address(host: str, port: int, listen: bool) -> str:
             f"--coordinator: {host} is {address} on this machine, which others cannot reach; give "
             "its address in the private network"
         )
-    for tries_left in reversed(range(20 if listen else 0)):
+    for tries_left in reversed(range(10 if listen else 0)):
         with socket.socket(family) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 trial.bind((address, port))
                 break
             except OSError as error:
-                if not tries_left:
+                if error.errno != errno.EADDRINUSE or not tries_left:
                     raise UserError(
                         f"process 0 cannot listen at {host}:{port}: {error.strerror}; "
                         "--coordinator is the address and a free port of its machine"
