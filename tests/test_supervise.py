@@ -14,7 +14,8 @@ import pytest
 
 from tests import tiny
 from tests.members import Members
-from txl_jax import supervise
+from txl_jax import checkpoint, supervise
+from txl_jax.trained import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.tiny_runs"]
@@ -225,11 +226,11 @@ def test_the_parent_needs_no_jax():
 
 
 def test_all_meet_anew_when_the_coordinator_or_another_was_killed(tmp_path):
-    with Members(tmp_path / "run", 2, "600", restarts=2) as run:
+    with Members(tmp_path / "run", 2, "300", restarts=2) as run:
         run.wait_for("step 50\n")
         run.kill(0, signal.SIGKILL)
         run.wait_for("begins after", times=2)
-        run.wait_for("step 200\n")
+        run.wait_for("step 100\n")
         run.kill(1, signal.SIGKILL)
         assert run.statuses() == [0, 0]
         assert "lost: process 0, the coordinator at 127.0.0.1:" in run.log(1)
@@ -237,7 +238,7 @@ def test_all_meet_anew_when_the_coordinator_or_another_was_killed(tmp_path):
             r"lost: process 1 \(host .*\): it ended and was started again\n", run.log(0)
         )
         for member in range(2):
-            assert "ends after 600\n" in run.log(member)
+            assert "ends after 300\n" in run.log(member)
             goes_on = [int(n) for n in re.findall(r"begins after (\d+)", run.log(member))]
             assert len(goes_on) == 3
             assert 0 < goes_on[1] < goes_on[2]
@@ -249,7 +250,8 @@ def test_training_goes_on_after_its_process_was_killed(shell, tmp_path):
     words = (*tiny.WORDS, "--checkpoint-minutes", "0.01", "--supervise", "--max-restarts", "1")
     process = shell.start("train", *words, cwd=tmp_path)
     end = time.monotonic() + 100
-    while not list(tmp_path.glob("runs/*/checkpoints/*[0-9]")) and time.monotonic() < end:
+    while not checkpoint.exists(tmp_path / tiny.LOGDIR / CHECKPOINTS):
+        assert time.monotonic() < end
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
