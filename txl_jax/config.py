@@ -231,6 +231,25 @@ class Command:
     """Train on all devices of this machine, without joining others."""
 
 
+@dataclass(frozen=True)
+class TrainCommand(Command):
+    """The words of the trainer's command line."""
+
+    coordinator: str = ""
+    """HOST:PORT, in the private network, where process 0 listens for the others. Empty:
+    JAX_COORDINATOR_ADDRESS, or what Slurm, MPI or Kubernetes say."""
+    num_processes: int | None = None
+    """Processes of the run, one for each machine. None: JAX_NUM_PROCESSES, or as above."""
+    process_id: int | None = None
+    """Number of this process, from 0. None: JAX_PROCESS_ID, or as above."""
+    process_per_gpu: bool = False
+    """Several processes on a machine, each with its own GPU, instead of one with all of them."""
+    supervise: bool = False
+    """Start the trainer again, from its last checkpoint, when it or a peer is lost."""
+    max_restarts: int = 50
+    """With --supervise: how often."""
+
+
 _C = TypeVar("_C", bound=Command)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

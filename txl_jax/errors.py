@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 USAGE_STATUS = 2
+RESTART_STATUS = 75
+"""A trainer that can go on from its last checkpoint if it is started again (EX_TEMPFAIL)."""
 INTERRUPTED_STATUS = 130
 BROKEN_PIPE_STATUS = 141
 

@@ -24,10 +24,11 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from txl_jax import config, data, run_folder, sharding, storage, warm_start
+from txl_jax import config, data, distributed, run_folder, sharding, storage, warm_start
 from txl_jax.config import Command, Config
 from txl_jax.data import Streams, TokenFiles
 from txl_jax.errors import UserError, run_command
+from txl_jax.peers import Peers
 from txl_jax.preflight import check, with_vocabulary
 from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
 
@@ -219,7 +220,11 @@ def main(words: list[str]) -> None:
     args = config.parse("python -m txl_jax.lr_finder", words, Arguments)
     out = Path(args.out or f"runs/{args.config}-lr-finder")
     check_sweep(args, out)
-    sharding.initialize(args.local)
+    with Peers.join(distributed.find(args.local)):
+        _find(args, out)
+
+
+def _find(args: Arguments, out: Path) -> None:
     mesh = sharding.make_mesh()
     check(args.experiment, mesh)
     tokens = data.prepare(args.experiment.data)

@@ -31,7 +31,7 @@ STARTS = "run.json"
 IMPORTED = "imported.json"
 _LEFT_OVER = {CONFIG + storage.DRAFT}  # of a start that was killed
 _SOURCE = Path(__file__).resolve().parent.parent
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MAY_DIFFER = {"train.logdir", "train.checkpoint_minutes", "data.data_dir"}
 
 
@@ -174,7 +174,7 @@ def _this_start(command: Sequence[str], devices: str) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(command),
         "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in _PACKAGES},
+        | {name: metadata.version(name) for name in PACKAGES},
         "source": _source_revision(),
         "devices": devices,
     }

@@ -66,23 +66,6 @@ RULES = {
 """For each parameter, by its path; with untie_r, r_w_bias and r_r_bias have an axis L before."""
 
 
-def initialize(local: bool) -> None:
-    """Joins the processes of a run; with `local` this process is the run.
-
-    Raises:
-      UserError: not local, and no cluster is found (Slurm, MPI, Kubernetes …).
-    """
-    if local:
-        return
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"no cluster was found to join ({reason}); pass --local to train on this machine"
-        ) from error
-
-
 def make_mesh() -> Mesh:
     """All devices of all processes along the axis `data`."""
     return Mesh(np.asarray(jax.devices()), (DATA,))

@@ -6,18 +6,26 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def caught_signals() -> Iterator[list[signal.Signals]]:
-    """A list that receives SIGINT and SIGTERM; the second one acts as if it were not caught."""
+def caught_signals(several: bool = False) -> Iterator[list[signal.Signals]]:
+    """A list that receives SIGINT and SIGTERM; the second one acts as if it were not caught.
+
+    With `several` processes, SIGTERM is JAX's, which lets all of them agree on a step, and the
+    first SIGINT becomes SIGTERM; the list stays empty.
+    """
     received: list[signal.Signals] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in caught}
 
     def restore() -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def note(number: int, _: object) -> None:
-        received.append(signal.Signals(number))
         restore()
+        if several:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            received.append(signal.Signals(number))
 
     for number in handlers:
         signal.signal(number, note)

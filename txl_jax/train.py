@@ -19,23 +19,26 @@ from txl_jax import (
     checkpoint,
     config,
     data,
+    distributed,
     metrics,
     precision,
     preflight,
     results,
     run_folder,
     sharding,
-    throughput,
+    supervise,
     warm_start,
 )
 from txl_jax.checkpoint import Checkpoints
-from txl_jax.config import Config
+from txl_jax.config import Config, TrainCommand
 from txl_jax.data import Streams, TokenFiles
+from txl_jax.distributed import Cluster
 from txl_jax.errors import UserError, run_command
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
 from txl_jax.logs import Logs
 from txl_jax.pace import Pace
+from txl_jax.peers import Peers, facts
 from txl_jax.sampling import Sampling
 from txl_jax.signals import caught_signals
 from txl_jax.step import (
@@ -199,21 +202,42 @@ def say(text: str) -> None:
 
 
 def main(words: list[str]) -> int:
-    command = config.parse("python -m txl_jax.train", words)
+    command = config.parse("python -m txl_jax.train", words, TrainCommand)
+    start = [sys.executable, "-m", "txl_jax.train", *words]
+    cluster = _cluster(command)
+    if not supervise.is_child() and (command.supervise or cluster):
+        restarts = command.max_restarts if command.supervise else 0
+        supervise.become_parent(restarts, start, distributed.environ(cluster))
+    with Peers.join(cluster) as peers:
+        return _run(command, start, peers)
+
+
+def _cluster(command: TrainCommand) -> Cluster | None:
+    if command.max_restarts < 0:
+        raise UserError(f"max_restarts is {command.max_restarts}; it has to be 0 or more")
+    return distributed.find(
+        command.local,
+        command.coordinator,
+        command.num_processes,
+        command.process_id,
+        command.process_per_gpu,
+    )
+
+
+def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     cfg = command.experiment
     logdir = cfg.train.logdir or f"runs/{command.config}"
     cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, logdir=logdir))
-    sharding.initialize(command.local)
+    peers.check_same(facts(cfg))
     mesh = sharding.make_mesh()
     preflight.check(cfg, mesh)
-    if cfg.train.throughput:
-        return throughput.run(command.config, cfg, mesh)
     corpus = data.survey(cfg.data)
     cfg = preflight.with_vocabulary(cfg, corpus.vocab)
     data.check_length(corpus.n_tokens["train"], cfg.train.batch, cfg.model.tgt_len)
     run_folder.check(Path(logdir), cfg)
     tokens = corpus.token_files()
-    status = train(cfg, mesh, tokens, [sys.executable, "-m", "txl_jax.train", *words])
+    peers.check_same({"token files": tokens.fingerprint})
+    status = train(cfg, mesh, tokens, start)
     if status:
         return status
     found = results.load(Path(logdir))

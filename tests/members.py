@@ -1,0 +1,153 @@
+"""A small run of several processes: `python -m tests.members FOLDER STEPS [WHAT]`.
+
+Steps are sums over all devices; process 0 writes every tenth into FOLDER, and the run goes on from
+there. WHAT is `facts=2` if process 2 has other facts than the others, or what it does at step 20:
+`bug=2`, `mistake=2`, or `slow=2`, to compute for long without a step.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from txl_jax import distributed, sharding, supervise
+from txl_jax.distributed import Cluster
+from txl_jax.errors import RESTART_STATUS, UserError, run_command
+from txl_jax.peers import SILENCE_SECONDS, Peers
+from txl_jax.signals import caught_signals
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Members:
+    """The processes of one run on this machine; each may have a parent. `with` ends them all."""
+
+    def __init__(
+        self,
+        folder: Path,
+        number: int,
+        *words: str,
+        restarts: int | None = None,
+        environs: list[dict[str, str]] | None = None,
+    ):
+        """`environs`: the variables by which each member finds its cluster, if not JAX's own."""
+        folder.mkdir()
+        self.logs = [folder / f"log.{i}" for i in range(number)]
+        parent = (
+            [] if restarts is None else ["txl_jax.supervise", str(restarts), sys.executable, "-m"]
+        )
+        command = [sys.executable, "-m", *parent, "tests.members", str(folder), *words]
+        address = f"127.0.0.1:{free_port()}"
+        environs = environs or [
+            distributed.environ(Cluster(address, number, i)) for i in range(number)
+        ]
+        self.started: list[subprocess.Popen[bytes]] = []
+        for i, log in enumerate(self.logs):
+            with log.open("wb") as output:
+                self.started.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        env=os.environ | {"AWS_EC2_METADATA_DISABLED": "true"} | environs[i],
+                        stdout=output,
+                        stderr=output,
+                    )
+                )
+
+    def log(self, member: int) -> str:
+        return self.logs[member].read_text()
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Until every member has said so."""
+        end = time.monotonic() + 120
+        while any(path.read_text().count(text) < times for path in self.logs):
+            assert time.monotonic() < end, "\n".join(path.read_text() for path in self.logs)
+            time.sleep(0.1)
+
+    def pid(self, member: int) -> int:
+        """The newest trainer's, not its parent's."""
+        return int(re.findall(r"^process (\d+)$", self.log(member), re.M)[-1])
+
+    def kill(self, member: int, number: signal.Signals) -> None:
+        os.kill(self.pid(member), number)
+
+    def statuses(self, *members: int) -> list[int]:
+        """Exit statuses of these, when they have ended; of all if none is named."""
+        chosen = [self.started[i] for i in members or range(len(self.started))]
+        return [process.wait(timeout=120) for process in chosen]
+
+    def __enter__(self) -> "Members":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.started:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def say(*what: object) -> None:
+    print(*what, flush=True)
+
+
+def run(peers: Peers, me: int, folder: Path, steps: int, does: str, who: int) -> int:
+    here = {"code": "0" * 64, "jax": "0.11.0"} if who == me and does == "facts" else {}
+    peers.check_same({"code": "f" * 64, "jax": "0.10.2", "python": "3.11"} | here)
+    mesh = sharding.make_mesh()
+    values = np.ones(len(jax.local_devices()), np.float32)
+    x = jax.make_array_from_process_local_data(sharding.split(mesh, 0), values)
+    add_up = jax.jit(jnp.sum, out_shardings=sharding.repeated(mesh))
+    saved = folder / "step"
+    n = max(
+        int(text or 0)
+        for text in peers.gather("start", saved.read_text() if saved.exists() else "")
+    )
+    say("begins after", n)
+    stop = False
+    with caught_signals(peers.several):
+        while n < steps and not stop:
+            assert float(add_up(x)) == mesh.devices.size
+            n += 1
+            if n == 20 and who == me and does == "bug":
+                raise ZeroDivisionError("a bug")
+            if n == 20 and who == me and does == "mistake":
+                raise UserError("the disk is full; make room")
+            if n == 20 and who == me and does == "slow":
+                time.sleep(SILENCE_SECONDS + 3)
+            if n % 10 == 0:
+                say("step", n)
+            stop = peers.stop_agreed(n)
+            if me == 0 and (n % 10 == 0 or stop):
+                saved.write_text(str(n))
+            time.sleep(0.02)
+    say("all well", peers.everyone(True), "one not", peers.everyone(me != 1))
+    say("ends after", n)
+    return RESTART_STATUS if stop else 0
+
+
+def main(words: list[str]) -> int:
+    folder, steps, does, _, who = *words[:2], *(words[2:] or [""])[0].partition("=")
+    supervise.is_child()
+    cluster = distributed.find(local=False)
+    say("process", os.getpid())
+    with Peers.join(cluster) as peers:
+        me = cluster.process if cluster else 0
+        say("NCCL_SOCKET_IFNAME", os.environ.get("NCCL_SOCKET_IFNAME"))
+        return run(peers, me, Path(folder), int(steps), does, int(who or -1))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,62 @@
+"""The two-minute notice that EC2 gives before it takes a spot instance back."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from botocore.exceptions import HTTPClientError
+from botocore.utils import METADATA_BASE_URL, IMDSFetcher
+
+ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+POLL_SECONDS = 5.0
+
+
+class Notices(IMDSFetcher):
+    """Reads the instance metadata service, version 2.
+
+    AWS_EC2_METADATA_SERVICE_ENDPOINT and AWS_EC2_METADATA_DISABLED are respected.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(timeout=2, base_url=os.environ.get(ENDPOINT) or METADATA_BASE_URL)
+
+    def token(self) -> str | None:
+        """What requests have to show; None where there is no such service."""
+        try:
+            return self._fetch_metadata_token()
+        except (HTTPClientError, self._RETRIES_EXCEEDED_ERROR_CLS):
+            return None
+
+    def notice(self) -> str | None:
+        """`terminate at 2026-01-02T03:04:05Z`; None: no notice, or no answer this time."""
+        if not (token := self.token()):
+            return None
+        try:
+            path = "latest/meta-data/spot/instance-action"
+            found = json.loads(self._get_request(path, None, token).text)
+            return f"{found['action']} at {found['time']}"
+        except (HTTPClientError, self._RETRIES_EXCEEDED_ERROR_CLS, ValueError):
+            return None
+
+
+def start_watching(act: Callable[[], None]) -> threading.Thread:
+    """Calls `act` from another thread, once, when this machine is going to be taken back.
+
+    The thread ends at once on a machine that is not on EC2.
+    """
+
+    def watch() -> None:
+        notices = Notices()
+        if notices.token() is None:
+            return
+        while not (notice := notices.notice()):
+            time.sleep(POLL_SECONDS)
+        print(f"spot notice: {notice}", file=sys.stderr, flush=True)
+        act()
+
+    thread = threading.Thread(target=watch, name="spot", daemon=True)
+    thread.start()
+    return thread
