@@ -1,4 +1,4 @@
-"""Trains one small model under several layouts: `python -m tests.layouts PORT N I DEVICES FILE KIND…`.
+"""Trains a small model under several layouts: `-m tests.layouts PORT N I DEVICES FILE KIND…`.
 
 Process I of N, with DEVICES devices each; process 0 writes what came of every kind to FILE. A kind
 is written `zero=1,accumulate=2`; the fields are those of the config, and nothing for the plain one.
@@ -51,7 +51,11 @@ def config_of(kind: str) -> Config:
         name, _, value = field.partition("=")
         ((section, part),) = ((s, p) for s, p in sections.items() if hasattr(p, name))
         old = getattr(part, name)
-        new: Any = (24, 48) if name == "cutoffs" else type(old)(value if isinstance(old, str) else int(value))
+        new: Any = (
+            (24, 48)
+            if name == "cutoffs"
+            else type(old)(value if isinstance(old, str) else int(value))
+        )
         sections[section] = dataclasses.replace(part, **{name: new})
     return Config(**sections)
 
@@ -120,9 +124,7 @@ def main() -> None:
             coordinator_bind_address=f"127.0.0.1:{port}",
         )
     found = {
-        f"{kind} {name}": value
-        for kind in kinds
-        for name, value in train(config_of(kind)).items()
+        f"{kind} {name}": value for kind in kinds for name, value in train(config_of(kind)).items()
     }
     if index == "0":
         np.savez(file, allow_pickle=False, **found)

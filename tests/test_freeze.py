@@ -64,7 +64,6 @@ def random_params(cfg: Config) -> Any:
 
 def begin(params: Any, gathered: float) -> TrainState:
     """A first state; the optimizer's is `gathered` everywhere."""
-    empty = Memory.empty(CONFIG.model, B // 2)
     shapes = jax.eval_shape(lambda: init_state(CONFIG, tiny.one_device()))
     state = TrainState(
         step=jnp.int32(0),
@@ -72,7 +71,7 @@ def begin(params: Any, gathered: float) -> TrainState:
         opt_state=jax.tree.map(
             lambda leaf: jnp.full(leaf.shape, gathered, leaf.dtype), shapes.opt_state
         ),
-        memory=Memory(jnp.stack([empty.hidden, empty.hidden]), empty.filled),
+        memory=Memory.empty(CONFIG.model, B),
         key=jax.random.key(0),
         totals=Totals.zero(),
     )

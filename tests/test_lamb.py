@@ -220,7 +220,7 @@ def test_the_train_step_uses_it():
         jnp.int32(0),
         params,
         optim.make_optimizer(cfg).init(params),
-        Memory(memory.hidden[None], memory.filled),
+        memory,
         jax.random.key(0),
         Totals.zero(),
     )

@@ -69,14 +69,12 @@ def random_params() -> Any:
 
 def begin(cfg: Config, mesh: Mesh) -> TrainState:
     """A first state; its memory is full of what the step has to forget."""
-    accumulate = cfg.train.accumulate
-    shape = (accumulate, L, B // accumulate, M, D)
     params = random_params()
     state = TrainState(
         step=jnp.int32(0),
         params=params,
         opt_state=make_optimizer(cfg).init(params),
-        memory=Memory(jnp.full(shape, 3.0), jnp.int32(M)),
+        memory=Memory(jnp.full((L, B, M, D), 3.0), jnp.int32(M)),
         key=jax.random.key(1),
         totals=Totals.zero(),
     )
@@ -109,19 +107,14 @@ class Seen(NamedTuple):
     params: Any
     totals: Totals
     hidden: np.ndarray
-    """[L, B, M, D], sequences in the batch's order."""
     filled: int
 
 
 def look(state: TrainState) -> Seen:
-    hidden = np.asarray(state.memory.hidden)
-    accumulate, _, b, *_ = hidden.shape
-    # Sequence s is row s // A of part s % A.
-    sequences = [hidden[s % accumulate, :, s // accumulate] for s in range(accumulate * b)]
     return Seen(
         jax.tree.map(np.asarray, state.params),
         jax.tree.map(np.asarray, state.totals),
-        np.stack(sequences, axis=1),
+        np.asarray(state.memory.hidden),
         int(state.memory.filled),
     )
 
@@ -217,7 +210,7 @@ def test_every_step_and_every_part_has_its_own_dropout():
     for _ in range(2):
         state, _ = compiled(DROPPED, 1)(state, *place_batch(DROPPED, mesh, (inputs, targets)))
         # The first layer's memory holds the dropped embeddings of the segment.
-        dropped += [np.asarray(state.memory.hidden)[part, 0, :, -T:] == 0 for part in range(2)]
+        dropped += [np.asarray(state.memory.hidden)[0, part::2, -T:] == 0 for part in range(2)]
     for i, mask in enumerate(dropped):
         assert 0.15 < mask.mean() < 0.45
         for other in dropped[:i]:
@@ -262,10 +255,10 @@ def test_the_state_is_donated():
 
 
 def assert_lies_as_it_should(state: TrainState, devices: int) -> None:
-    accumulate, layers, b, *rest = state.memory.hidden.shape
+    layers, batch, *rest = state.memory.hidden.shape
     shards = state.memory.hidden.addressable_shards
-    assert {shard.data.shape for shard in shards} == {(accumulate, layers, b // devices, *rest)}
-    assert len({shard.index[2].start for shard in shards}) == len(shards) == devices
+    assert {shard.data.shape for shard in shards} == {(layers, batch // devices, *rest)}
+    assert len({shard.index[1].start for shard in shards}) == len(shards) == devices
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         state._replace(memory=state.memory._replace(hidden=None))
     ):

@@ -56,7 +56,7 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     memory: Memory
-    """hidden [A, L, b, M, D]: the memory of each part of the batch."""
+    """hidden [L, A x b, M, D]: sequences in the order of the batch, whatever the parts."""
     key: jax.Array
     """Key from which every step derives its own."""
     totals: Totals
@@ -86,7 +86,7 @@ def state_shardings(cfg: Config, mesh: Mesh) -> Any:
         params,
         transform_non_params=lambda _: everywhere,
     )
-    memory = Memory(sharding.split(mesh, axis=2), everywhere)  # pyright: ignore[reportArgumentType]
+    memory = Memory(sharding.split(mesh, axis=1), everywhere)  # pyright: ignore[reportArgumentType]
     shardings = jax.tree.map(lambda _: everywhere, state)
     return shardings._replace(params=params, opt_state=opt_state, memory=memory)
 
@@ -94,13 +94,11 @@ def state_shardings(cfg: Config, mesh: Mesh) -> Any:
 def _first_state(cfg: Config) -> TrainState:
     key_params, key_steps = jax.random.split(jax.random.key(cfg.train.seed))
     params = nnx.to_pure_dict(nnx.state(TransformerXL(cfg.model, rngs=nnx.Rngs(key_params))))
-    memory = Memory.empty(cfg.model, cfg.train.batch // cfg.train.accumulate)
-    hidden = jnp.broadcast_to(memory.hidden, (cfg.train.accumulate, *memory.hidden.shape))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optim.make_optimizer(cfg).init(params),
-        memory=Memory(hidden, memory.filled),
+        memory=Memory.empty(cfg.model, cfg.train.batch),
         key=key_steps,
         totals=Totals.zero(),
         loss_scale=precision.begin(cfg.model.dtype),
@@ -229,14 +227,18 @@ def _make_gradients(cfg: Config, mesh: Mesh) -> Callable[..., Any]:
 
         old: Memory = memory
         zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+        # Sequence s of the batch is row s // A of part s % A.
+        n_layer, _, *rest = old.hidden.shape
+        hidden = jnp.moveaxis(old.hidden.reshape(n_layer, b, accumulate, *rest), 2, 0)
         (gradients, loss), memory = jax.lax.scan(
-            part, zeros, (inputs, targets, old.hidden, jnp.arange(accumulate))
+            part, zeros, (inputs, targets, hidden, jnp.arange(accumulate))
         )
+        hidden = jnp.moveaxis(memory.hidden, 0, 2).reshape(old.hidden.shape)
         n_targets = (targets >= 0).sum().astype(jnp.float32)
         gradients, (loss, n_targets) = layout.sum_gradients(gradients, (loss, n_targets))
-        return gradients, loss, n_targets, Memory(memory.hidden, memory.filled[0])
+        return gradients, loss, n_targets, Memory(hidden, memory.filled[0])
 
-    whole, split_memory = PartitionSpec(), Memory(sharding.split_spec(2), PartitionSpec())  # pyright: ignore[reportArgumentType]
+    whole, split_memory = PartitionSpec(), Memory(sharding.split_spec(1), PartitionSpec())  # pyright: ignore[reportArgumentType]
     return jax.shard_map(
         own_gradients,
         mesh=mesh,
