@@ -58,6 +58,13 @@ class Store(Protocol):
         """Removes files; those that are absent already are none to it."""
         ...
 
+    def stop(self) -> None:
+        """Has what other threads are about in this store fail within seconds, with OSError.
+
+        A store that was stopped does nothing more.
+        """
+        ...
+
 
 class StoreRefused(OSError):
     """The store was reached and says no until somebody changes something; the text says what."""
@@ -106,6 +113,9 @@ class Folder:
                     (self._folder / folder).rmdir()
                 except OSError:
                     break  # it is not empty, or is gone
+
+    def stop(self) -> None:
+        """As `Store.stop`; a folder's files take no time that would be worth it."""
 
 
 def _copy(source: Path, target: Path) -> None:
