@@ -25,6 +25,8 @@ Job = Callable[[Callable[[], bool]], None]
 _LONGEST_PAUSE = 30.0
 _PAUSE_AT_THE_END = 1.0
 _PATIENCE_AFTER_AN_ERROR = 10.0
+_GRACE = 1.0
+"""Seconds; who is about nothing ends much sooner."""
 _LONGEST_CALL = 30.0
 """Seconds; what is under way in a store that was stopped ends much sooner."""
 _LOGS = "the logs"
@@ -105,8 +107,8 @@ class Mirror:
     def close(self, patience: float) -> list[str]:
         """Waits at most `patience` seconds until all is in the store, and ends both threads.
 
-        What is under way then is given up, which can take some seconds more. Closing twice is the
-        same as once.
+        What is under way then is given up, which can take some seconds more, and the store is
+        stopped. Closing twice is the same as once.
 
         Returns what is not in the store, as `pending`. Raises as `submit`.
         """
@@ -116,10 +118,12 @@ class Mirror:
             self._changed.wait_for(lambda: self._stopped or not self.pending(), patience)
             self._stopped = True
             self._changed.notify_all()
-        self._store.stop()
-        deadline = time.monotonic() + _LONGEST_CALL
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(_GRACE)
+        if any(thread.is_alive() for thread in self._threads):
+            self._store.stop()
+            for thread in self._threads:
+                thread.join(_LONGEST_CALL)
         self._raise_bug()
         return self.pending()
 
