@@ -14,7 +14,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,9 @@ from txl_jax.measure import Measure
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.txt"
-_EVENTS = "events.out.tfevents."
+EVENTS = "events.out.tfevents."
+"""How the names of TensorBoard's files begin; then come ten digits, the second of the start."""
+_EVENTS_SECOND = re.compile(re.escape(EVENTS) + r"(\d+)\.")
 _HEADING = re.compile(rb"step \d+, (\d+) tokens, ")
 _INDENT = "    "
 
@@ -44,6 +46,9 @@ class Logs:
     starts from the beginning. What an earlier process logged beyond it is cut off (in TensorBoard:
     hidden), since it will be logged again.
 
+    `earlier`: names of the run's files that are kept elsewhere. TensorBoard reads files by name, so
+    the new file's sorts after all earlier ones, whatever the clock says.
+
     What is logged has left the process when a call returns, so that a killed one loses none of it.
     A machine that goes down may lose what was not flushed. So: log a step, `flush`, then save it.
 
@@ -54,15 +59,13 @@ class Logs:
     Every method raises UserError when a file cannot be written.
     """
 
-    def __init__(self, logdir: Path, resume_tokens: int | None):
+    def __init__(self, logdir: Path, resume_tokens: int | None, earlier: Iterable[str] = ()):
         self._logdir = logdir
         keep = -1 if resume_tokens is None else resume_tokens
         with self._writing(), ExitStack() as files:
             _cut(logdir / METRICS, keep, _tokens_of_metrics)
             _cut(logdir / SAMPLES, keep, _tokens_of_heading)
-            # TensorBoard reads files by name: the count keeps those of one second apart.
-            earlier = len(list(logdir.glob(_EVENTS + "*")))
-            name = f"{_EVENTS}{time.time():010.0f}.{socket.gethostname()}.{earlier:04d}"
+            name = _after([*earlier, *(path.name for path in logdir.glob(EVENTS + "*"))])
             self._metrics = files.enter_context((logdir / METRICS).open("ab"))
             self._samples = files.enter_context((logdir / SAMPLES).open("ab"))
             self._events = files.enter_context((logdir / name).open("xb"))
@@ -127,6 +130,13 @@ class Logs:
                 f"cannot write the logs in {self._logdir}: {error.strerror or error}; mend that "
                 f"and give the same command again: the run goes on from its last checkpoint"
             ) from error
+
+
+def _after(names: Iterable[str]) -> str:
+    """Name of an events file that sorts after those among `names`: by the clock, or later."""
+    seconds = [int(match[1]) for name in names if (match := _EVENTS_SECOND.match(name))]
+    second = max([round(time.time()), *(second + 1 for second in seconds)])
+    return f"{EVENTS}{second:010d}.{socket.gethostname()}"
 
 
 def _record(event: Event) -> bytes:

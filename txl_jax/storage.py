@@ -2,7 +2,10 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 DRAFT = ".tmp"
 """Ends the name of a file that is being written."""
@@ -18,12 +21,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises OSError where the folder cannot be written or the disk is full; the old content stays.
     """
-    draft = path.with_name(path.name + DRAFT)
-    with draft.open("wb") as file:
+    with replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` in one step when the block ends.
+
+    If the block or the disk fails, the error is raised, the new file goes and the old one stays.
+    """
+    draft = path.with_name(path.name + DRAFT)
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def check_writable(folder: Path) -> None:
