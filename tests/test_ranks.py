@@ -87,7 +87,7 @@ def test_each_device_ranks_its_own_streams():
     assert mesh.devices.size == 4
     cfg = ModelConfig(n_token=23, d_model=8, cutoffs=(5, 11, 20), div_val=2)
     hidden, targets = case(cfg)
-    graphdef, params = make(cfg, mesh)
+    graphdef, params = make(cfg)
     rows, everywhere = sharding.split(mesh, axis=0), sharding.repeated(mesh)
 
     def run(params, hidden, targets):

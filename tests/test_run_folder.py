@@ -30,8 +30,8 @@ from txl_jax.run_folder import check, open_run, read_config
 COMMAND = ["python", "-m", "txl_jax.train", "--prompt", "a b's"]
 
 
-def start(logdir: Path, cfg: Config | None = None, primary: bool = True) -> None:
-    open_run(logdir, cfg or Config(), command=COMMAND, devices="4 cpu", primary=primary)
+def start(logdir: Path, cfg: Config | None = None) -> int:
+    return open_run(logdir, cfg or Config(), command=COMMAND, devices="4 cpu")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -91,15 +91,8 @@ def test_each_start_is_recorded(tmp_path):
     assert second.keys() == first.keys()
 
 
-def test_only_the_primary_process_writes(tmp_path):
-    start(tmp_path / "new", primary=False)
-    assert not (tmp_path / "new").exists()
-    start(tmp_path / "run")
-    before = content(tmp_path / "run")
-    start(tmp_path / "run", primary=False)
-    assert content(tmp_path / "run") == before
-    with pytest.raises(UserError, match="another config"):
-        start(tmp_path / "run", Config(train=TrainConfig(batch=8)), primary=False)
+def test_starts_are_counted(tmp_path):
+    assert [start(tmp_path) for _ in range(3)] == [0, 1, 2]
 
 
 def test_another_config_is_refused_with_the_fields_that_differ(tmp_path):

@@ -34,7 +34,7 @@ from txl_jax.blocks import Box
 from txl_jax.checkpoint_files import MANIFEST, MARKER, WHOLE, Marker, Saved
 from txl_jax.checkpoint_shelf import FolderShelf, Shelf, StoreShelf, committed, superseded
 from txl_jax.errors import UserError
-from txl_jax.store import Store
+from txl_jax.store import Patient, Store
 
 PyTree = Any
 
@@ -98,6 +98,7 @@ class Checkpoints:
         self._process, alone = jax.process_index(), jax.process_count() == 1 and store is None
         self._local = FolderShelf(folder)
         self._shelf: Shelf = StoreShelf(store, folder) if store else self._local
+        self._to_read = _shelf(folder, store)
         try:
             for series in (LATEST, BEST):
                 (folder / series).mkdir(parents=True, exist_ok=True)
@@ -178,7 +179,7 @@ class Checkpoints:
         if not self._everyone(failed is None):
             raise failed or UserError("another process could not write its part of a checkpoint")
         return _restore_newest(
-            self._shelf, self._folder, LATEST, abstract_state, "", self._everyone
+            self._to_read, self._folder, LATEST, abstract_state, "", self._everyone
         )
 
     def wait(self) -> None:
@@ -603,7 +604,7 @@ def _alone(ok: bool) -> bool:
 
 
 def _shelf(folder: Path, store: Store | None) -> Shelf:
-    return StoreShelf(store, folder) if store else FolderShelf(folder)
+    return StoreShelf(Patient(store), folder) if store else FolderShelf(folder)
 
 
 @contextmanager

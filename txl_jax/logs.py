@@ -34,7 +34,7 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.txt"
 EVENTS = "events.out.tfevents."
 """How the names of TensorBoard's files begin; then come ten digits, the second of the start."""
-_EVENTS_SECOND = re.compile(re.escape(EVENTS) + r"(\d+)\.")
+EVENTS_SECOND = re.compile(re.escape(EVENTS) + r"(\d+)\.")
 _HEADING = re.compile(rb"step \d+, (\d+) tokens, ")
 _INDENT = "    "
 
@@ -134,7 +134,7 @@ class Logs:
 
 def _after(names: Iterable[str]) -> str:
     """Name of an events file that sorts after those among `names`: by the clock, or later."""
-    seconds = [int(match[1]) for name in names if (match := _EVENTS_SECOND.match(name))]
+    seconds = [int(match[1]) for name in names if (match := EVENTS_SECOND.match(name))]
     second = max([round(time.time()), *(second + 1 for second in seconds)])
     return f"{EVENTS}{second:010d}.{socket.gethostname()}"
 

@@ -18,7 +18,7 @@ from txl_jax.sampling import Sampling
 from txl_jax.trained import Trained
 from txl_jax.vocab import Vocab
 
-_FILE = "results.json"
+FILE = "results.json"
 _SPLITS = ("valid", "test")
 
 
@@ -66,18 +66,18 @@ def save(logdir: Path, results: Results) -> None:
     """Writes the results into the run's folder, all at once."""
     with run_folder.writable(logdir):
         text = json.dumps(dataclasses.asdict(results), indent=2)
-        storage.write_text(logdir / _FILE, text + "\n")
+        storage.write_text(logdir / FILE, text + "\n")
 
 
 def load(logdir: Path) -> Results | None:
     """The results of the run in logdir; None if there are none yet, or not whole."""
     try:
-        return Results(**json.loads((logdir / _FILE).read_text()))
+        return Results(**json.loads((logdir / FILE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def show(logdir: Path, results: Results, measure: Measure) -> str:
+def show(logdir: Path | str, results: Results, measure: Measure) -> str:
     """The results as a small table, the sample, and how to see more."""
     lengths = list(next(iter(results.bits.values())))
     rows = [[measure.name, measure.tokens, *(f"memory {length}" for length in lengths)]]

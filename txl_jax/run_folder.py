@@ -35,9 +35,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MAY_DIFFER = {"train.logdir", "train.checkpoint_minutes", "data.data_dir"}
 
 
-def open_run(
-    logdir: Path, cfg: Config, *, command: Sequence[str], devices: str, primary: bool = True
-) -> None:
+def open_run(logdir: Path, cfg: Config, *, command: Sequence[str], devices: str) -> int:
     """Makes `logdir` the folder of the run of `cfg`, or checks that it already is.
 
     A run goes on under the config that it began with, so that what stands in its folder is one
@@ -46,16 +44,18 @@ def open_run(
     train.checkpoint_minutes and all of cluster; config.json then takes the new values.
 
     `command` is the command line, word by word; `devices` says in words what it runs on. Of several
-    processes only the `primary` one writes.
+    processes the first one calls this.
+
+    Returns the number of starts before this one.
 
     Raises UserError as `check`, before anything is written, and when writing fails all the same.
     """
     starts = check(logdir, cfg)
-    if primary:
-        with writable(logdir):
-            logdir.mkdir(parents=True, exist_ok=True)
-            _write(logdir / CONFIG, dataclasses.asdict(cfg))
-            _write(logdir / STARTS, {"starts": [*starts, _this_start(command, devices)]})
+    with writable(logdir):
+        logdir.mkdir(parents=True, exist_ok=True)
+        _write(logdir / CONFIG, dataclasses.asdict(cfg))
+        _write(logdir / STARTS, {"starts": [*starts, _this_start(command, devices)]})
+    return len(starts)
 
 
 def check(logdir: Path, cfg: Config) -> list[dict[str, Any]]:

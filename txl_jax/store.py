@@ -118,6 +118,30 @@ class Folder:
         """As `Store.stop`; a folder's files take no time that would be worth it."""
 
 
+class Patient:
+    """A store to read from at a start: one that is away is asked again, for `PATIENCE` seconds.
+
+    Methods raise UserError if it stays away, or refuses, and FileNotFoundError as the store does.
+    """
+
+    def __init__(self, store: Store):
+        self._store = store
+        self.write, self.upload = store.write, store.upload
+        self.delete, self.stop = store.delete, store.stop
+
+    def names(self, prefix: str = "") -> list[str]:
+        """As `Store.names`."""
+        return patiently(lambda: self._store.names(prefix))
+
+    def read(self, name: str) -> bytes:
+        """As `Store.read`."""
+        return patiently(lambda: self._store.read(name))
+
+    def download(self, name: str, path: Path) -> None:
+        """As `Store.download`."""
+        return patiently(lambda: self._store.download(name, path))
+
+
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as content:
         if target.exists() and target.samefile(source):

@@ -8,12 +8,10 @@ import dataclasses
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from txl_jax import (
     checkpoint,
@@ -27,16 +25,18 @@ from txl_jax import (
     run_folder,
     sharding,
     supervise,
+    throughput,
     warm_start,
 )
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config, TrainCommand
 from txl_jax.data import Streams, TokenFiles
 from txl_jax.distributed import Cluster
-from txl_jax.errors import UserError, run_command
+from txl_jax.errors import RESTART_STATUS, UserError, run_command
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
-from txl_jax.logs import Logs
+from txl_jax.home import Home
+from txl_jax.journal import Journal, say
 from txl_jax.pace import Pace
 from txl_jax.peers import Peers, facts
 from txl_jax.sampling import Sampling
@@ -49,51 +49,67 @@ from txl_jax.step import (
     make_train_step,
     place_batch,
 )
-from txl_jax.trained import CHECKPOINTS, VOCAB, check_corpus, load_trained
+from txl_jax.trained import CHECKPOINTS, VOCAB, best_of, check_corpus
 
 
-def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> int:
-    """Trains to the end or to a signal; goes on from the newest checkpoint in the run's folder.
+def train(
+    cfg: Config, mesh: Mesh, tokens: TokenFiles, peers: Peers, home: Home, command: list[str]
+) -> int:
+    """Trains to the end or to a signal; goes on from the newest checkpoint of the run.
 
     Returns:
-      The exit status: 0, or 128 + the signal that stopped it (everything is saved then).
+      The exit status: 0, or, when a signal has stopped it and everything is saved, 128 + the signal
+      or, of several processes, RESTART_STATUS.
 
     Raises:
       UserError: the folder holds another run, the loss is not finite, a disk is full …
     """
-    logdir, batch = Path(cfg.train.logdir), cfg.train.batch
+    batch, primary, measure = cfg.train.batch, jax.process_index() == 0, tokens.vocab.measure
     streams = Streams.trimmed(tokens.splits["train"], batch, cfg.model.tgt_len)
     valid = tokens.splits["valid"][: cfg.train.eval_max_tokens or None]
     rows = sharding.local_rows(mesh, batch)
     step_tokens = batch * cfg.model.tgt_len
     steps = -(-cfg.train.max_tokens // step_tokens)
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
-    primary, measure = jax.process_index() == 0, tokens.vocab.measure
     layout = sharding.Layout.of(cfg, mesh)
     # A run that has a checkpoint goes on from there, also when what it started from is gone.
-    begun = checkpoint.exists(logdir / CHECKPOINTS)
+    begun = checkpoint.exists(home.folder / CHECKPOINTS, home.store)
     start = None if begun else warm_start.load(cfg, mesh, tokens)
-    run_folder.open_run(logdir, cfg, command=command, devices=devices, primary=primary)
+    attempt = 0
+    if primary:
+        attempt = run_folder.open_run(home.folder, cfg, command=command, devices=devices)
+    attempt = int(peers.gather("attempt", str(attempt))[0])
+    alone = not peers.several and home.store is None
 
-    with caught_signals() as stopped_by, Checkpoints(logdir / CHECKPOINTS) as checkpoints:
+    with (
+        caught_signals(peers.several) as stopped_by,
+        home.mirrored(primary) as mirror,
+        Checkpoints(
+            home.folder / CHECKPOINTS,
+            attempt=None if alone else attempt,
+            store=home.store,
+            mirror=mirror,
+            everyone=peers.everyone,
+        ) as checkpoints,
+    ):
         state, n, best = init_state(cfg, mesh), 0, math.inf
         if restored := checkpoints.restore(state):
             state, saved_info = restored
-            check_corpus(logdir, saved_info["fingerprint"], tokens)
+            check_corpus(home.folder, saved_info["fingerprint"], tokens)
             n, best = saved_info["step"], saved_info["best"]
         elif start:
             state = state._replace(params=start.params(state.params))
             say(start.report())
         del start  # and the parameters that it has read
         if primary:
-            with run_folder.writable(logdir):
-                tokens.vocab.save(logdir / VOCAB)
+            with run_folder.writable(home.folder):
+                tokens.vocab.save(home.folder / VOCAB)
         if n >= steps:
-            say(f"{logdir} is finished: all {steps} steps are done")
+            say(f"{home.logdir} is finished: all {steps} steps are done")
             return 0
         say(
-            f"{logdir}: {f'goes on after step {n} of ' if n else ''}{steps} steps of {batch} x "
-            f"{cfg.model.tgt_len} tokens, {metrics.count(state.params):,} parameters, {devices}"
+            f"{home.logdir}: {f'goes on after step {n} of ' if n else ''}{steps} steps of {batch} "
+            f"x {cfg.model.tgt_len} tokens, {metrics.count(state.params):,} parameters, {devices}"
         )
 
         def due(every: int) -> bool:
@@ -104,19 +120,25 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
 
         def save() -> None:
             finite_totals(state, checkpoints)
-            logs.flush()
+            journal.flush()
             checkpoints.save(n, state, info())
+
+        def save_due() -> bool:
+            late = time.monotonic() - saved_at > 60 * cfg.train.checkpoint_minutes
+            if not peers.several:
+                return late
+            # Clocks differ, and all have to save the same step: the first process decides.
+            return due(cfg.train.log_every) and peers.gather("save", "yes" * late)[0] == "yes"
 
         train_step = make_train_step(cfg, mesh, len(streams))
         evaluator = Evaluator(cfg.model, mesh, cfg.train.eval_batch, "eval_batch")
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
-        pace, done = Pace(cfg, mesh), None
+        pace, done, stop = Pace(cfg, mesh), None, False
         first, saved, saved_at = n, n, time.monotonic()
-        bar = tqdm(total=steps, initial=n, unit="step", delay=2, leave=False, disable=None)
-        with bar, Logs(logdir, n * step_tokens if n else None) as logs:
+        with Journal(home.folder, n, steps, step_tokens) as journal:
             if n == 0:
-                logs.scalars(0, 0, metrics.sizes(state.params))
-            while n < steps and not stopped_by:
+                journal.scalars(0, metrics.sizes(state.params))
+            while n < steps and not stopped_by and not stop:
                 with pace.input():
                     segment = streams.segment(n % len(streams), rows)
                     inputs, targets = place_batch(cfg, mesh, segment)
@@ -125,8 +147,9 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                 jax.block_until_ready(done)
                 done = dispatched
                 n += 1
+                stop = peers.stop_agreed(n)
                 pace.step()
-                bar.update()
+                journal.advance()
                 if n == first + 1:
                     jax.block_until_ready(done)
                     pace.restart()  # compiling was part of this step
@@ -136,8 +159,8 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                     speed = pace.lap()
                     shown = metrics.learning(totals, measure) | metrics.times(speed)
                     shown |= metrics.scaling(state.loss_scale)
-                    logs.scalars(n, n * step_tokens, shown)
-                    say(metrics.log_line(n, steps, step_tokens, shown, speed, measure))
+                    line = metrics.log_line(n, steps, step_tokens, shown, speed, measure)
+                    journal.scalars(n, shown, line)
                     zero = jax.device_put(Totals.zero(), sharding.repeated(mesh))
                     state = state._replace(totals=zero)
 
@@ -146,26 +169,28 @@ def train(cfg: Config, mesh: Mesh, tokens: TokenFiles, command: list[str]) -> in
                         finite_totals(state, checkpoints)
                         params = layout.whole(state.params)
                         score = evaluator(params, valid, "validating")
-                        losses = metrics.validation(score.loss, measure)
-                        logs.scalars(n, n * step_tokens, losses)
-                        say(metrics.validation_line(n, score.loss, measure))
+                        line = metrics.validation_line(n, score.loss, measure)
+                        journal.scalars(n, metrics.validation(score.loss, measure), line)
                         if cfg.train.sample_tokens:
                             text = results.sample_text(
                                 generator, params, tokens.vocab, cfg.train.sample_tokens
                             )
-                            logs.text(n, n * step_tokens, "sample", text)
+                            journal.text(n, "sample", text)
                         del params
                         state = after_validation(cfg, mesh, state, score.loss)
                         if score.loss < best:
                             best = score.loss
                             checkpoints.save_best(n, state, info())
 
-                if time.monotonic() - saved_at > 60 * cfg.train.checkpoint_minutes:
+                if save_due():
                     with pace.paused():
                         save()
                     saved, saved_at = n, time.monotonic()
             if saved != n:
                 save()
+    if stop:
+        say(f"stopped by SIGTERM after step {n}: the same command goes on from there")
+        return RESTART_STATUS
     if not stopped_by:
         return 0
     say(f"stopped by {stopped_by[0].name} after step {n}: the same command goes on from there")
@@ -193,12 +218,6 @@ def finite_totals(state: TrainState, checkpoints: Checkpoints) -> Totals:
     checkpoints.wait()
     steps = checkpoints.steps()
     raise UserError(f"{problem} (last checkpoint: {f'step {steps[-1]}' if steps else 'none'})")
-
-
-def say(text: str) -> None:
-    """Prints a line above the progress bar."""
-    with tqdm.external_write_mode():
-        print(text, flush=True)
 
 
 def main(words: list[str]) -> int:
@@ -231,21 +250,29 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     peers.check_same(facts(cfg))
     mesh = sharding.make_mesh()
     preflight.check(cfg, mesh)
+    if cfg.train.throughput:
+        return throughput.run(command.config, cfg, mesh)
+    home, primary = Home(logdir), jax.process_index() == 0
     corpus = data.survey(cfg.data)
     cfg = preflight.with_vocabulary(cfg, corpus.vocab)
     data.check_length(corpus.n_tokens["train"], cfg.train.batch, cfg.model.tgt_len)
-    run_folder.check(Path(logdir), cfg)
+    if primary:
+        home.bring()
+        run_folder.check(home.folder, cfg)
     tokens = corpus.token_files()
     peers.check_same({"token files": tokens.fingerprint})
-    status = train(cfg, mesh, tokens, start)
+    status = train(cfg, mesh, tokens, peers, home, start)
     if status:
         return status
-    found = results.load(Path(logdir))
-    if found is None:
-        trained = load_trained(Path(logdir), "best", mesh)
+    found = results.load(home.folder) if primary else None
+    if not peers.everyone(found is not None or not primary):
+        trained = best_of(home.folder, home.store, cfg, tokens, mesh)
         found = results.evaluate_run(trained, tokens, mesh)
-        results.save(Path(logdir), found)
-    print(results.show(Path(logdir), found, tokens.vocab.measure))
+        if primary:
+            with home.mirrored(primary):
+                results.save(home.folder, found)
+    if primary and found:
+        print(results.show(home.logdir, found, tokens.vocab.measure))
     return 0
 
 

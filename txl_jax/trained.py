@@ -13,6 +13,7 @@ from txl_jax.config import Config
 from txl_jax.data import TokenFiles
 from txl_jax.errors import UserError
 from txl_jax.model import abstract
+from txl_jax.store import Store
 
 CHECKPOINTS = "checkpoints"
 VOCAB = "vocab.json"
@@ -58,15 +59,33 @@ def load_trained(logdir: Path, which: Literal["best", "latest"], mesh: Mesh) -> 
       UserError: no run is there, it has no checkpoint yet, or it is damaged.
     """
     cfg = run_folder.read_config(logdir)
-    everywhere = sharding.repeated(mesh)
-    _, shapes = abstract(cfg.model)
-    wanted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
-    )
-    params, info = checkpoint.restore_params(logdir / CHECKPOINTS, wanted, which)
+    params, info = _params(logdir, None, cfg, which, mesh)
     if info["fingerprint"] is None:
         data = dataclasses.replace(cfg.data, vocab_file=str(logdir / VOCAB))
         cfg = dataclasses.replace(cfg, data=data)
     return Trained(
         logdir, cfg, vocab.load(logdir / VOCAB), params, info["step"], info["fingerprint"]
     )
+
+
+def best_of(
+    folder: Path, store: Store | None, cfg: Config, tokens: TokenFiles, mesh: Mesh
+) -> Trained:
+    """The best model of a run in the process that has trained it, or in each of its processes.
+
+    Args:
+      folder, store: where the run's checkpoints are, as in `Checkpoints`.
+    """
+    params, info = _params(folder, store, cfg, "best", mesh)
+    return Trained(folder, cfg, tokens.vocab, params, info["step"], info["fingerprint"])
+
+
+def _params(
+    folder: Path, store: Store | None, cfg: Config, which: Literal["best", "latest"], mesh: Mesh
+) -> tuple[Any, dict[str, Any]]:
+    everywhere = sharding.repeated(mesh)
+    _, shapes = abstract(cfg.model)
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+    )
+    return checkpoint.restore_params(folder / CHECKPOINTS, wanted, which, store)
