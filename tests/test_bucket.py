@@ -1,3 +1,6 @@
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -5,7 +8,7 @@ import pytest
 
 from txl_jax.bucket import Bucket
 from txl_jax.errors import UserError
-from txl_jax.store import StoreRefused, check_store, open_store
+from txl_jax.store import StoreRefused, check_store, open_store, patiently
 
 pytest_plugins = ["tests.buckets"]
 
@@ -39,7 +42,7 @@ def test_what_is_written_is_read(s3, bucket, tmp_path):
 
 def test_more_files_than_one_answer_holds(s3, bucket, monkeypatch):
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
-    names = [f"{i}" for i in range(8)]
+    names = [f"x{i}" for i in range(8)]
     for name in names:
         bucket.write(name, b"")
     assert bucket.names() == names
@@ -130,6 +133,24 @@ def test_a_store_that_is_stopped_gives_up(s3, bucket, tmp_path):
     with pytest.raises(OSError, match="given up"):
         bucket.read("a")
     assert s3.proxy.requests == []
+
+
+def test_faults_from_another_process(s3, moto_port, tmp_path, monkeypatch):
+    """The proxy as a program, whose mode a file tells."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "tests.faulty_s3", str(port), str(moto_port), str(tmp_path / "mode")]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    with subprocess.Popen([sys.executable, *words]) as process:
+        bucket = Bucket(s3.bucket, "some/run")
+        patiently(lambda: bucket.write("a", b"1"))
+        (tmp_path / "mode").write_text("denied\n")
+        with pytest.raises(StoreRefused):
+            bucket.read("a")
+        (tmp_path / "mode").write_text("ok\n")
+        assert bucket.read("a") == b"1"
+        process.terminate()
 
 
 def test_a_check_leaves_nothing(s3, bucket):

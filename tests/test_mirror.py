@@ -163,6 +163,26 @@ def test_nothing_waits_for_the_store(spool, tmp_path):
         assert mirror.close(60) == []
 
 
+def test_what_is_under_way_in_the_end_is_stopped(spool, tmp_path):
+    stopped, inside = threading.Event(), threading.Event()
+
+    class Endless(Folder):
+        def upload(self, name: str, path: Path) -> None:
+            inside.set()
+            assert stopped.wait(100)
+            raise OSError("stopped")
+
+        def stop(self) -> None:
+            stopped.set()
+
+    (spool / "log").write_bytes(b"1")
+    with Mirror(Endless(tmp_path / "store"), spool) as mirror:
+        mirror.watch("log")
+        assert inside.wait(100)
+        assert mirror.close(0) == ["log"]
+        assert_no_threads()
+
+
 def test_an_unfinished_job_is_superseded(spool, tmp_path):
     store = Folder(tmp_path / "store")
     begun, ended = threading.Event(), threading.Event()

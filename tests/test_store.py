@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from txl_jax import storage
 from txl_jax.errors import UserError
 from txl_jax.store import Folder, is_remote, local_folder, open_store, patiently
 
@@ -53,10 +54,11 @@ def test_a_file_that_is_in_its_place_is_left_alone(folder, tmp_path):
 
 def test_a_failed_copy_leaves_what_was_there(folder, tmp_path):
     folder.write("x", b"old")
-    with pytest.raises(IsADirectoryError):
-        folder.upload("x", tmp_path)
+    with pytest.raises(OSError, match="full"), storage.replacing(tmp_path / "store" / "x") as new:
+        new.write(b"ne")
+        raise OSError("full")
     assert folder.read("x") == b"old"
-    assert folder.names() == ["x"]
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["x"]
 
 
 def test_logdirs():
