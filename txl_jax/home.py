@@ -7,7 +7,7 @@ from pathlib import Path
 from txl_jax import logs, results, run_folder
 from txl_jax.errors import UserError
 from txl_jax.mirror import Mirror, pull
-from txl_jax.store import Store, check_store, is_remote, local_folder, open_store
+from txl_jax.store import Store, check_store, is_remote, local_folder, open_store, patiently
 from txl_jax.trained import VOCAB
 
 _REPLACED = (run_folder.CONFIG, run_folder.STARTS, run_folder.IMPORTED, VOCAB, results.FILE)
@@ -37,6 +37,11 @@ class Home:
             check_store(self.store)
             with run_folder.writable(self.folder):
                 pull(self.store, self.folder, (*_REPLACED, *_GROWING))
+
+    def events(self) -> list[str]:
+        """Names of the TensorBoard files that the store has of earlier starts."""
+        store = self.store
+        return patiently(lambda: store.names(logs.EVENTS)) if store else []
 
     @contextmanager
     def mirrored(self, primary: bool) -> Iterator[Mirror | None]:

@@ -3,7 +3,7 @@
 Of several processes the first one tells; the others are silent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, SupportsFloat
@@ -30,11 +30,14 @@ class Journal:
       step: optimizer steps made before; what an earlier process logged beyond them is cut off.
       steps: optimizer steps that the run will make.
       step_tokens: tokens of a step.
+      earlier: names of TensorBoard files of the run that are elsewhere.
 
     Every method raises UserError when a file cannot be written.
     """
 
-    def __init__(self, logdir: Path, step: int, steps: int, step_tokens: int):
+    def __init__(
+        self, logdir: Path, step: int, steps: int, step_tokens: int, earlier: Sequence[str] = ()
+    ):
         self._step_tokens, self._primary = step_tokens, jax.process_index() == 0
         with ExitStack() as opened:
             self._bar = tqdm(
@@ -47,7 +50,7 @@ class Journal:
             )
             opened.callback(self._bar.close)
             if self._primary:
-                self._logs = opened.enter_context(Logs(logdir, step * step_tokens or None))
+                self._logs = opened.enter_context(Logs(logdir, step * step_tokens or None, earlier))
             self._opened = opened.pop_all()
 
     def advance(self) -> None:

@@ -135,7 +135,8 @@ def train(
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
         pace, done, stop = Pace(cfg, mesh), None, False
         first, saved, saved_at = n, n, time.monotonic()
-        with Journal(home.folder, n, steps, step_tokens) as journal:
+        earlier = home.events() if primary else []
+        with Journal(home.folder, n, steps, step_tokens, earlier) as journal:
             if n == 0:
                 journal.scalars(0, metrics.sizes(state.params))
             while n < steps and not stopped_by and not stop:

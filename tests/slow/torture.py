@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -190,6 +191,7 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is ended
     draw, folder = random.Random(args.seed), args.folder.resolve()
     steps = args.events * STEPS_PER_EVENT
     upstream, port, mode = free_port(), free_port(), folder / "mode"
