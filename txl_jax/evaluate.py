@@ -149,7 +149,7 @@ def main(words: list[str]) -> None:
     args = parse_words(Arguments, None, "python -m txl_jax.evaluate", __doc__ or "", words)
     check(args)
     mesh = sharding.make_mesh()
-    trained = load_trained(Path(args.logdir), args.checkpoint, mesh)
+    trained = load_trained(args.logdir, args.checkpoint, mesh)
     cfg, measure = settings(args, trained.cfg.model), trained.vocab.measure
     batch = args.batch if args.batch is not None else trained.cfg.train.eval_batch
     evaluators = {

@@ -127,7 +127,7 @@ def main(words: list[str]) -> None:
     stops = StopStrings([os.fsencode(string) for string in args.stop])
     prompt = args.read_prompt()
     mesh = sharding.make_mesh()
-    trained = load_trained(Path(args.logdir), args.checkpoint, mesh)
+    trained = load_trained(args.logdir, args.checkpoint, mesh)
     params, vocab, cfg = trained.params, trained.vocab, trained.cfg.model
     if args.mem_len is not None:
         cfg = dataclasses.replace(cfg, mem_len=args.mem_len)

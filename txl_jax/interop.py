@@ -274,7 +274,7 @@ def export_weights(args: ExportArguments) -> str:
     Raises:
       UserError: there are none, or the file cannot be written.
     """
-    trained = load_trained(Path(args.logdir), args.checkpoint, sharding.make_mesh())
+    trained = load_trained(args.logdir, args.checkpoint, sharding.make_mesh())
     cfg, out = trained.cfg.model, Path(args.out)
     tensors = torch_state_dict(cfg, trained.params)
     try:

@@ -12,11 +12,14 @@ from txl_jax import checkpoint, run_folder, sharding, vocab
 from txl_jax.config import Config
 from txl_jax.data import TokenFiles
 from txl_jax.errors import UserError
+from txl_jax.mirror import pull
 from txl_jax.model import abstract
-from txl_jax.store import Store
+from txl_jax.store import Store, is_remote, local_folder, open_store
 
 CHECKPOINTS = "checkpoints"
 VOCAB = "vocab.json"
+_PATIENCE = 30.0
+"""Seconds for which a person who wants to read waits for a store that is away."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,26 @@ def check_corpus(logdir: Path, fingerprint: str, tokens: TokenFiles) -> None:
         )
 
 
-def load_trained(logdir: Path, which: Literal["best", "latest"], mesh: Mesh) -> Trained:
+def load_trained(logdir: str | Path, which: Literal["best", "latest"], mesh: Mesh) -> Trained:
     """The model of the run in `logdir` at its best validation loss, or at its latest step.
 
+    Of a run in s3://BUCKET/FOLDER, what it takes is downloaded to the local folder first.
+
     Raises:
-      UserError: no run is there, it has no checkpoint yet, or it is damaged.
+      UserError: no run is there, it has no checkpoint yet, or it is damaged; S3 is away.
     """
-    cfg = run_folder.read_config(logdir)
-    params, info = _params(logdir, None, cfg, which, mesh)
+    url, store = str(logdir), None
+    folder = local_folder(url)
+    if is_remote(url):
+        store = open_store(url)
+        pull(store, folder, (run_folder.IMPORTED, VOCAB), _PATIENCE)
+    cfg = run_folder.read_config(folder)
+    params, info = _params(folder, store, cfg, which, mesh)
     if info["fingerprint"] is None:
-        data = dataclasses.replace(cfg.data, vocab_file=str(logdir / VOCAB))
+        data = dataclasses.replace(cfg.data, vocab_file=str(folder / VOCAB))
         cfg = dataclasses.replace(cfg, data=data)
     return Trained(
-        logdir, cfg, vocab.load(logdir / VOCAB), params, info["step"], info["fingerprint"]
+        folder, cfg, vocab.load(folder / VOCAB), params, info["step"], info["fingerprint"]
     )
 
 

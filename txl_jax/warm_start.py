@@ -15,7 +15,6 @@ whose tables have tgt_len + mem_len rows, that sum has to be the same.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -184,7 +183,7 @@ def load(cfg: Config, mesh: Mesh, tokens: TokenFiles) -> WarmStart | None:
     folders = [folder for folder in (cfg.train.init_from, cfg.train.init_upper_from) if folder]
     if not folders:
         return None
-    sources = [load_trained(Path(folder), "best", mesh) for folder in folders]
+    sources = [load_trained(folder, "best", mesh) for folder in folders]
     return WarmStart(cfg, mesh, tokens.vocab, sources)
 
 
