@@ -161,6 +161,9 @@ class FolderStore:
         for name in names:
             self.path(name).unlink(missing_ok=True)
 
+    def stop(self) -> None:
+        """Nothing is ever under way."""
+
 
 class Jobs:
     """A mirror for one series, whose job is begun, or dropped, when the test says so."""

@@ -186,10 +186,10 @@ def test_a_prompt_from_a_file_or_standard_input(shell, command, trained, tmp_pat
 
 
 def test_beam_search_prints_what_it_finds_with_scores(command, trained):
-    words = ("--prompt", "met ", "--tokens", "12", "--stop", "er ", "--beam", "4", "--groups", "2")
+    words = ("--prompt", "met ", "--tokens", "20", "--stop", "er ", "--beam", "4", "--groups", "2")
     table = StopStrings([b"er "]).table(trained.vocab)
     search = BeamSearch(trained.cfg.model, tiny.one_device(), Beam(4, 2), table)
-    found = search(trained.params, trained.vocab.encode(b"met "), 12)
+    found = search(trained.params, trained.vocab.encode(b"met "), 20)
     assert {h.reason for h in found} == {"stop", "length"}, "both should be seen here"
     output, errors = command(*words)
     expected, facts = "", []
