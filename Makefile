@@ -7,6 +7,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 # A name may be on PATH and still not start (pyenv), so each is tried.
 RECENT = 'import sys; sys.exit(sys.version_info < (3, 11))'
 BIN = $(VENV)/bin
+WHICH ?= not slow
 
 .PHONY: help train test test-slow lint format install lock clean
 
@@ -19,7 +20,7 @@ train: $(VENV)/installed ## train the quickstart model on this machine
 
 # A file's tests share what they compile and the runs that they look at, so files are dealt out whole.
 test: $(VENV)/installed-dev ## run the tests, on several cores
-	$(BIN)/python -m pytest -q -m 'not slow' -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -q -m '$(WHICH)' -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(VENV)/installed-dev ## run the tests that take longer
 	$(BIN)/python -m pytest -q -m slow

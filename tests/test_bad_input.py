@@ -23,6 +23,8 @@ from txl_jax.trained import load_trained
 
 pytest_plugins = ["tests.tiny_runs"]
 
+pytestmark = pytest.mark.processes
+
 MAINS = {"train": train.main, "evaluate": evaluate.main, "generate": generate.main}
 NEW = ("--logdir", "runs/new", "--data-dir", "new")
 Refused = Callable[..., str]

@@ -12,6 +12,8 @@ from txl_jax.store import StoreRefused, check_store, open_store, patiently
 
 pytest_plugins = ["tests.buckets"]
 
+pytestmark = pytest.mark.processes
+
 BIG = bytes(range(256)) * (40 << 12)
 """40 MiB: several parts."""
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests import layouts
 
+pytestmark = pytest.mark.processes
+
 PLAIN, ADAPTIVE = "", "cutoffs=2,div_val=2"
 MIXED = ["zero=1,accumulate=2", f"fsdp=1,remat=1,{ADAPTIVE}"]
 """Together they have everything."""

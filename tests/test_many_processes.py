@@ -17,6 +17,8 @@ from tests.tiny import WORDS, Shell
 
 pytest_plugins = ["tests.buckets", "tests.tiny_runs"]
 
+pytestmark = pytest.mark.processes
+
 RESTART = 75
 LAST = tiny.STEPS
 

@@ -20,6 +20,8 @@ from txl_jax.store import Folder, Store, open_store
 
 pytest_plugins = ["tests.buckets"]
 
+pytestmark = pytest.mark.processes
+
 LOSS = "learning/loss"
 OFTEN = 0.05
 NEVER = 1e6

@@ -20,6 +20,8 @@ from txl_jax.trained import CHECKPOINTS
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.tiny_runs"]
 
+pytestmark = pytest.mark.processes
+
 # A trainer without JAX: it counts its starts in a file and does what its words say, one a start.
 CHILD = """
 import os, signal, sys, time

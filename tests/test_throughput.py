@@ -22,6 +22,8 @@ from txl_jax.throughput import SEGMENTS, WARM_UP, open_streams, zipf
 
 pytest_plugins = ["tests.tiny_runs"]
 
+pytestmark = pytest.mark.processes
+
 BATCH, TGT_LEN, STEPS, N_TOKEN = 4, 8, WARM_UP + 7, 3000
 SHAPE = (
     *("--n-layer", "1", "--d-model", "16", "--n-head", "2", "--d-head", "4", "--d-inner", "16"),
