@@ -274,6 +274,20 @@ def test_memory_is_split_over_devices_and_everything_else_repeated():
     assert_lies_as_it_should(state, 4)
 
 
+def test_without_memory_the_program_takes_no_array_without_elements():
+    """Where several GPUs split one, XLA's compiler crashes."""
+    mesh = mesh_of(2)
+    model = dataclasses.replace(PLAIN.model, mem_len=0, attn_type=2, dtype="float16")
+    cfg = dataclasses.replace(parts(2), model=model)
+    state = jax.eval_shape(functools.partial(init_state, cfg, mesh))
+    batch = jax.ShapeDtypeStruct((2, B // 2, T), jnp.int32)
+    step = make_train_step(cfg, mesh, SEGMENTS)
+    main = step.lower(state, batch, batch).as_text().split("@main(")[1].split("{\n")[0]
+    taken = main.split("->")[0]
+    assert "x0x" not in taken
+    assert f"tensor<{V}x{D}xf32>" in taken
+
+
 def first_state(seed: int, devices: int) -> TrainState:
     cfg = dataclasses.replace(
         DROPPED, train=dataclasses.replace(DROPPED.train, accumulate=2, seed=seed)

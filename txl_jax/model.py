@@ -37,6 +37,8 @@ class Memory(NamedTuple):
 
     def restarted(self, cfg: ModelConfig, now: jax.Array) -> "Memory":
         """As it is, or, where the bool `now` says so, as `empty` makes it."""
+        if not cfg.mem_len:
+            return Memory.empty(cfg, self.hidden.shape[1])
         if not cfg.zero_memory:  # what `filled` does not count is not seen
             return Memory(self.hidden, jnp.where(now, 0, self.filled))
         hidden = jnp.where(now, jnp.zeros_like(self.hidden), self.hidden)
@@ -335,9 +337,11 @@ class TransformerXL(nnx.Module):
             # Otherwise every layer's whole weights would be kept for the backward pass.
             kept = jax.checkpoint_policies.dots_saveable
             one_layer = jax.checkpoint(one_layer, policy=kept)
+        # Where several GPUs split an argument without elements, XLA's compiler crashes.
+        slots = memory.hidden if mem_len else jnp.zeros_like(memory.hidden)
         scanned = (
             stacked,
-            memory.hidden,
+            slots,
             added,
             biases if cfg.untie_r else None,
             None if keys[2] is None else jax.random.split(keys[2], cfg.n_layer),
