@@ -30,13 +30,14 @@ def refilled(
       batch: how many streams there were before.
     """
     segment = course.segment(int(state.step)) % len(streams)
-    context = min(segment, context_segments(cfg.model))
+    first = max(0, segment - context_segments(cfg.model))
     params = sharding.Layout.of(cfg, mesh).whole(state.params)
     state = state._replace(memory=memory_before(cfg, mesh, params, streams, segment))
     back = f", {course.rest} tokens back" if course.rest else ""
+    memory = f"refilled from segment {first} on" if first < segment else "is empty"
     return state, (
         f"batch {streams.batch} instead of {batch}: the streams are cut anew and go on at segment "
-        f"{segment} of {len(streams)}{back}; memory refilled from the {context} segments before"
+        f"{segment} of {len(streams)}{back}; memory {memory}"
     )
 
 
