@@ -349,6 +349,27 @@ def test_another_model_is_named(three_steps: Path, change: dict, message: str) -
         restore_params(three_steps, abstract(state.params), "latest")
 
 
+def test_what_may_differ_is_left_out_as_a_whole(tmp_path: Path) -> None:
+    def state(number: int, streams: int) -> dict[str, Any]:
+        memory = {"hidden": jnp.full((2, streams, 3), number), "filled": jnp.int32(number)}
+        return {"memory": memory, "memory_of_it": jnp.int32(number), "w": jnp.full(5, number)}
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1, 4), {"step": 1})
+        same, _ = checkpoints.restore(state(2, 4), may_differ="memory/") or ({}, {})
+        assert_same(same, state(1, 4))
+        given = state(2, 6)
+        other, info = checkpoints.restore(given, may_differ="memory/") or ({}, {})
+        assert_same(other, state(1, 4) | {"memory": given["memory"]})
+        assert other["memory"]["filled"] is given["memory"]["filled"]
+        assert info == {"step": 1}
+        misfit = r"does not fit: memory/hidden is int32\[2, 4, 3\] in it and should be"
+        with pytest.raises(UserError, match=misfit):
+            checkpoints.restore(given)
+        with pytest.raises(UserError, match="does not fit: w is"):
+            checkpoints.restore(given | {"w": jnp.zeros(5)}, may_differ="memory/")
+
+
 def test_params_alone(three_steps: Path) -> None:
     like = abstract(state_of(0).params)
     for (params, info), step in (

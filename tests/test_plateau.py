@@ -74,23 +74,26 @@ def test_other_schedules_have_no_such_state():
     assert plateau.begin(config(scheduler="cosine")) is None
 
 
-def state_at(cfg: Config, step: int) -> TrainState:
+def state_of(cfg: Config) -> TrainState:
     memory = Memory(jnp.zeros(()), jnp.int32(0))
     state = TrainState(
-        jnp.int32(step), {}, (), memory, jax.random.key(0), Totals.zero(), None, plateau.begin(cfg)
+        jnp.int32(0), {}, (), memory, jax.random.key(0), Totals.zero(), None, plateau.begin(cfg)
     )
     return jax.device_put(state, sharding.repeated(MESH))
 
 
 def test_validations_during_warmup_do_not_count():
     cfg = config(warmup_tokens=16 * 64 * 5)
-    early, late = (after_validation(cfg, MESH, state_at(cfg, step), 1.0) for step in (4, 5))
-    assert early.plateau == state_at(cfg, 4).plateau
+    tokens = cfg.optim.warmup_tokens
+    early, late = (
+        after_validation(cfg, MESH, state_of(cfg), seen, 1.0) for seen in (tokens - 1, tokens)
+    )
+    assert early.plateau == state_of(cfg).plateau
     assert late.plateau and float(late.plateau.best) == 1.0
-    again = after_validation(cfg, MESH, late, 1.0)
+    again = after_validation(cfg, MESH, late, tokens, 1.0)
     assert again.plateau and float(again.plateau.scale) == 0.5
     # It lies where the compiled step expects it.
     for leaf in jax.tree.leaves(again.plateau):
         assert leaf.sharding == sharding.repeated(MESH)
     cosine = dataclasses.replace(cfg, optim=OptimConfig())
-    assert after_validation(cosine, MESH, state_at(cosine, 9), 1.0).plateau is None
+    assert after_validation(cosine, MESH, state_of(cosine), tokens, 1.0).plateau is None

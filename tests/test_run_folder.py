@@ -124,13 +124,15 @@ def test_every_field_but_the_free_ones_must_agree(tmp_path):
                 (tmp_path / "run.json").unlink()
                 start(tmp_path)
     cluster = [field.name for field in dataclasses.fields(ClusterConfig)]
-    assert free == ["data_dir", "checkpoint_minutes", "logdir", *cluster]
+    train = ["batch", "accumulate", "eval_batch", "checkpoint_minutes", "logdir"]
+    assert free == ["data_dir", *train, *cluster]
 
 
 def test_what_may_differ_is_taken_over(tmp_path):
     start(tmp_path)
     moved = Config(
-        data=DataConfig(data_dir="elsewhere"), train=TrainConfig(checkpoint_minutes=9.0, logdir="x")
+        data=DataConfig(data_dir="elsewhere"),
+        train=TrainConfig(batch=32, accumulate=2, checkpoint_minutes=9.0, logdir="x"),
     )
     with (tmp_path / "config.json").open() as reader:
         start(tmp_path, moved)

@@ -157,13 +157,18 @@ class Checkpoints:
             found = self._local.found(LATEST)
         return sorted({saved.step for saved in committed(found)})
 
-    def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+    def restore(
+        self, abstract_state: PyTree, may_differ: str | None = None
+    ) -> tuple[PyTree, dict[str, Any]] | None:
         """State and info of the newest whole checkpoint; None if there is none at all.
 
         `abstract_state`: the state's tree, with arrays or `jax.ShapeDtypeStruct`s as leaves. Each
         leaf comes back with the sharding given there (without one: on the first device), in
         buffers of its own that may be donated. The processes and devices may be others than those
         that saved it. Each process reads, and downloads, only what its devices hold.
+
+        `may_differ`: how the names of some leaves begin, such as `memory/`, and these are arrays.
+        If one of them has another shape or type in the checkpoint, all are returned as they are.
 
         All processes call this and get the same step. A checkpoint that one of them finds damaged
         gets a line on its standard error, and all take the one before.
@@ -179,7 +184,7 @@ class Checkpoints:
         if not self._everyone(failed is None):
             raise failed or UserError("another process could not write its part of a checkpoint")
         return _restore_newest(
-            self._to_read, self._folder, LATEST, abstract_state, "", self._everyone
+            self._to_read, self._folder, LATEST, abstract_state, "", self._everyone, may_differ
         )
 
     def wait(self) -> None:
@@ -455,6 +460,8 @@ class _Look(NamedTuple):
     damage: str | None
     misfit: str | None = None
     """What the state that is wanted and the one that is stored do not agree in."""
+    named: dict[str, Any] | None = None
+    """By name, the leaves to read: all that are wanted, or those that have to agree."""
 
 
 def _restore_newest(
@@ -464,6 +471,7 @@ def _restore_newest(
     wanted: PyTree,
     within: str,
     everyone: Callable[[bool], bool],
+    may_differ: str | None = None,
 ) -> tuple[PyTree, dict[str, Any]] | None:
     """As `Checkpoints.restore`; names of leaves have to be the same if they begin with `within`."""
     tried: list[Saved] = []
@@ -473,7 +481,7 @@ def _restore_newest(
         while left := [s for s in committed(shelf.found(series)) if s not in tried]:
             saved = left[-1]
             tried.append(saved)
-            look = _look(shelf, folder, saved, wanted, within)
+            look = _look(shelf, folder, saved, wanted, within, may_differ)
             if everyone(look.marker is not None and look.damage is None):
                 for line in damaged:
                     print(f"{line}; going back to {saved.name}", file=sys.stderr)
@@ -493,7 +501,14 @@ def _restore_newest(
     return None
 
 
-def _look(shelf: Shelf, folder: Path, saved: Saved, wanted: PyTree, within: str) -> _Look:
+def _look(
+    shelf: Shelf,
+    folder: Path,
+    saved: Saved,
+    wanted: PyTree,
+    within: str,
+    may_differ: str | None = None,
+) -> _Look:
     """Looks at all of a step that this process needs; with a store it is in the folder then."""
     try:
         raw = shelf.read(saved, MARKER)
@@ -507,16 +522,21 @@ def _look(shelf: Shelf, folder: Path, saved: Saved, wanted: PyTree, within: str)
         return _Look(saved, None, f"{MARKER} is that of another step")
     named = by_name(wanted)
     stored = {name: leaf for name, leaf in marker.leaves.items() if name.startswith(within)}
-    for name in [*named, *stored]:
-        here = _describe(named[name]) if name in named else "absent"
-        there = stored.get(name, "absent")
-        if here != there:
-            misfit = f"{name} is {there} in it and should be {here}"
+    here = {name: _describe(leaf) for name, leaf in named.items()}
+    wrong = [name for name in here | stored if here.get(name) != stored.get(name)]
+    left_out = {name for name in here | stored if may_differ and name.startswith(may_differ)}
+    if left_out.isdisjoint(wrong):
+        left_out = set()
+    for name in wrong:
+        if name not in left_out:
+            there, should = stored.get(name, "absent"), here.get(name, "absent")
+            misfit = f"{name} is {there} in it and should be {should}"
             return _Look(saved, marker, None, misfit)
+    named = {name: leaf for name, leaf in named.items() if name not in left_out}
     needed = {unit for name, leaf in named.items() for unit, *_ in _sources(marker, name, leaf)}
     units = {unit: listed for unit, listed in marker.units.items() if unit in needed}
     try:
-        return _Look(saved, marker, shelf.bring(saved, units))
+        return _Look(saved, marker, shelf.bring(saved, units), named=named)
     except FileNotFoundError as error:
         gone = MARKER not in shelf.found(saved.series).get(saved, ())
         return _Look(saved, None, None if gone else f"{error.filename or error} is missing")
@@ -525,27 +545,26 @@ def _look(shelf: Shelf, folder: Path, saved: Saved, wanted: PyTree, within: str)
 def _read(folder: Path, look: _Look, wanted: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """The leaves of `wanted` from a step that `_look` found whole, and its info."""
     marker, path = look.marker, folder / look.saved.path
-    assert marker is not None
     if look.misfit:
         raise UserError(
             f"checkpoint {path} does not fit: {look.misfit}; "
             "use the config that it was made with, or another folder"
         )
-    named = by_name(wanted)
-    sources = {name: _sources(marker, name, leaf) for name, leaf in named.items()}
+    assert marker is not None and look.named is not None
+    sources = {name: _sources(marker, name, leaf) for name, leaf in look.named.items()}
     names: dict[str, list[str]] = {}
     for unit, array, _ in (source for listed in sources.values() for source in listed):
         names.setdefault(unit, []).append(array)
     arrays = {
         unit: checkpoint_files.read_unit(path / unit, listed) for unit, listed in names.items()
     }
-    leaves = []
-    for name, leaf in named.items():
+    leaves = by_name(wanted)
+    for name, leaf in look.named.items():
         words = jax.eval_shape(_words, leaf)
         stored = [(box, arrays[unit].pop(array)) for unit, array, box in sources[name]]
         value = blocks.place(_sharding(leaf), words.shape, words.dtype, stored)
-        leaves.append(_like(leaf, value))
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves), marker.info
+        leaves[name] = _like(leaf, value)
+    return jax.tree.unflatten(jax.tree.structure(wanted), leaves.values()), marker.info
 
 
 def _sources(marker: Marker, name: str, leaf: Any) -> list[tuple[str, str, Box]]:

@@ -125,7 +125,8 @@ class OptimConfig:
     lr: float = 1e-3
     """Highest learning rate, before any scaling by --lr-batch."""
     lr_batch: int = 0
-    """Batch that lr is meant for; it is scaled by batch / lr_batch (the fork: 32). 0: it is not."""
+    """Batch that lr is meant for; it is scaled by batch / lr_batch (the fork: 32), also when a run
+    goes on with another batch. 0: it is not."""
     scheduler: Literal["cosine", "constant", "inv_sqrt", "dev_perf"] = "cosine"
     """Shape of the learning rate after warm-up; dev_perf lowers it when the validation loss stops
     falling."""
@@ -163,7 +164,8 @@ class TrainConfig:
     """The run: how long, how often, where."""
 
     batch: int = 16
-    """Sequences in one optimizer step B, over all devices."""
+    """Sequences in one optimizer step B, over all devices. A run may go on with another; what
+    changes then `run_folder.open_run` and `course` say."""
     accumulate: int = 1
     """Parts into which a step's batch is split, one after another, to save memory."""
     max_tokens: int = 1_000_000

@@ -253,8 +253,8 @@ class Streams:
     Row b of segment i + 1 goes on where row b of segment i ended, so that memory can be carried
     from one to the next. A prediction j has token j as its input and token j + 1 as its target.
 
-    The streams have no state. The segment of a training step is
-    `epoch, i = divmod(step, len(streams))`.
+    The streams have no state. The segment that a training step reads is
+    `epoch, i = divmod(n, len(streams))`, where n segments were read before it.
     """
 
     tokens: NDArray[np.integer]

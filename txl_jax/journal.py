@@ -11,6 +11,7 @@ from typing import Self, SupportsFloat
 import jax
 from tqdm import tqdm
 
+from txl_jax.course import Course
 from txl_jax.logs import Logs
 
 
@@ -29,16 +30,16 @@ class Journal:
       logdir: the run's folder.
       step: optimizer steps made before; what an earlier process logged beyond them is cut off.
       steps: optimizer steps that the run will make.
-      step_tokens: tokens of a step.
+      course: how many tokens have been seen after a step.
       earlier: names of TensorBoard files of the run that are elsewhere.
 
     Every method raises UserError when a file cannot be written.
     """
 
     def __init__(
-        self, logdir: Path, step: int, steps: int, step_tokens: int, earlier: Sequence[str] = ()
+        self, logdir: Path, step: int, steps: int, course: Course, earlier: Sequence[str] = ()
     ):
-        self._step_tokens, self._primary = step_tokens, jax.process_index() == 0
+        self._course, self._primary = course, jax.process_index() == 0
         with ExitStack() as opened:
             self._bar = tqdm(
                 total=steps,
@@ -50,7 +51,8 @@ class Journal:
             )
             opened.callback(self._bar.close)
             if self._primary:
-                self._logs = opened.enter_context(Logs(logdir, step * step_tokens or None, earlier))
+                seen = course.tokens(step) if step else None
+                self._logs = opened.enter_context(Logs(logdir, seen, earlier))
             self._opened = opened.pop_all()
 
     def advance(self) -> None:
@@ -60,14 +62,14 @@ class Journal:
     def scalars(self, step: int, values: Mapping[str, SupportsFloat], line: str = "") -> None:
         """Logs numbers after `step` optimizer steps, and prints a line if there is one."""
         if self._primary:
-            self._logs.scalars(step, step * self._step_tokens, values)
+            self._logs.scalars(step, self._course.tokens(step), values)
         if line:
             say(line)
 
     def text(self, step: int, tag: str, text: str) -> None:
         """Logs a text after `step` optimizer steps."""
         if self._primary:
-            self._logs.text(step, step * self._step_tokens, tag, text)
+            self._logs.text(step, self._course.tokens(step), tag, text)
 
     def flush(self) -> None:
         """Brings everything that was logged to the disk."""

@@ -78,17 +78,17 @@ def sizes(params: Any) -> dict[str, float]:
 def log_line(
     step: int,
     steps: int,
-    step_tokens: int,
+    tokens: int,
     shown: dict[str, float],
     speed: Speed,
     measure: Measure,
 ) -> str:
-    """The line on the terminal after `step` of `steps` steps of `step_tokens` tokens."""
+    """The line on the terminal after `step` of `steps` steps, which have seen `tokens` tokens."""
     return progress_line(
         Progress(
             step=step,
             steps=steps,
-            tokens=step * step_tokens,
+            tokens=tokens,
             loss=shown["learning/loss"],
             measure=measure,
             lr=shown["learning/lr"],

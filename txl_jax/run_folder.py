@@ -32,16 +32,22 @@ IMPORTED = "imported.json"
 _LEFT_OVER = {CONFIG + storage.DRAFT}  # of a start that was killed
 _SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_MAY_DIFFER = {"train.logdir", "train.checkpoint_minutes", "data.data_dir"}
+_MAY_DIFFER = {
+    *("train.batch", "train.accumulate", "train.eval_batch"),
+    *("train.logdir", "train.checkpoint_minutes", "data.data_dir"),
+}
 
 
 def open_run(logdir: Path, cfg: Config, *, command: Sequence[str], devices: str) -> int:
     """Makes `logdir` the folder of the run of `cfg`, or checks that it already is.
 
     A run goes on under the config that it began with, so that what stands in its folder is one
-    experiment. Only the fields that cannot change a loss or a logged line, but by rounding, may
-    differ from start to start: train.logdir and data.data_dir (folders that were moved),
-    train.checkpoint_minutes and all of cluster; config.json then takes the new values.
+    experiment. What may differ from start to start are fields that cannot change a loss, but by
+    rounding: train.logdir and data.data_dir (folders that were moved), train.checkpoint_minutes,
+    train.accumulate and all of cluster. Besides, what other devices may have to divide, and this
+    does change losses: train.batch (from then on; a rate scaled by optim.lr_batch is that of the
+    new batch) and train.eval_batch (those of validations, a little). config.json then takes the
+    new values, and run.json has the command that asked for them.
 
     `command` is the command line, word by word; `devices` says in words what it runs on. Of several
     processes the first one calls this.

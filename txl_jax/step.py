@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from txl_jax import freeze, optim, plateau, precision, sharding
 from txl_jax.config import Config
+from txl_jax.course import Course
 from txl_jax.model import Memory, TransformerXL, abstract
 from txl_jax.plateau import Plateau
 from txl_jax.precision import LossScale
@@ -52,7 +53,7 @@ class TrainState(NamedTuple):
     """Everything that the next step depends on, and so everything that a checkpoint holds."""
 
     step: jax.Array
-    """int32: steps done; it also says which segment of the data comes next."""
+    """int32: steps done, whatever their batch; `Course` says how far in the data that is."""
     params: Any
     opt_state: Any
     memory: Memory
@@ -111,6 +112,7 @@ def make_train_step(
     mesh: Mesh,
     segments: int,
     learning_rate: Callable[[jax.Array], jax.Array] | None = None,
+    course: Course | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, jax.Array]]:
     """The compiled step: (state, inputs [A, b, T], targets [A, b, T]) → (state, done).
 
@@ -126,8 +128,11 @@ def make_train_step(
         original.
       learning_rate: rate of a step from the tokens seen before it, float32 both; the config's
         schedule unless it is given.
+      course: tokens and segments before a step, where they are not those of its number of steps of
+        this batch.
     """
     step_tokens = cfg.train.batch * cfg.model.tgt_len
+    course = course or Course(step_tokens)
     learning_rate = learning_rate or optim.make_schedule(cfg.optim, cfg.train, step_tokens)
     optimizer = optim.make_optimizer(cfg)
     gradients_of = _make_gradients(cfg, mesh)
@@ -135,7 +140,8 @@ def make_train_step(
     def train_step(
         state: TrainState, inputs: jax.Array, targets: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        begun = state.memory.restarted(cfg.model, state.step % segments == 0)
+        segment = course.segment(state.step)
+        begun = state.memory.restarted(cfg.model, segment % segments == 0)
         scale = state.loss_scale.scale if state.loss_scale else jnp.ones(())
         key = jax.random.fold_in(state.key, state.step)
         gradients, loss, n_targets, memory = gradients_of(
@@ -150,7 +156,7 @@ def make_train_step(
             gradients = optim.clip(cfg.optim, gradients, norm)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             updates = freeze.zero_frozen(cfg, updates)
-            rate = learning_rate(state.step.astype(jnp.float32) * step_tokens)
+            rate = learning_rate(segment.astype(jnp.float32) * step_tokens + course.rest)
             if state.plateau:
                 rate = rate * state.plateau.scale
             params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
@@ -249,12 +255,13 @@ def _make_gradients(cfg: Config, mesh: Mesh) -> Callable[..., Any]:
     )
 
 
-def after_validation(cfg: Config, mesh: Mesh, state: TrainState, loss: float) -> TrainState:
+def after_validation(
+    cfg: Config, mesh: Mesh, state: TrainState, tokens: int, loss: float
+) -> TrainState:
     """The state after a validation with this loss: with dev_perf the learning rate may be lower.
 
-    Validations during warm-up do not count.
+    Validations during warm-up do not count; `tokens` are those seen so far.
     """
-    tokens = int(state.step) * cfg.train.batch * cfg.model.tgt_len
     if not state.plateau or tokens < cfg.optim.warmup_tokens:
         return state
     new = plateau.after_validation(cfg, jax.device_get(state.plateau), loss)

@@ -21,6 +21,7 @@ from txl_jax import (
     metrics,
     precision,
     preflight,
+    refill,
     results,
     run_folder,
     sharding,
@@ -30,6 +31,7 @@ from txl_jax import (
 )
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config, TrainCommand
+from txl_jax.course import Course
 from txl_jax.data import Streams, TokenFiles
 from txl_jax.distributed import Cluster
 from txl_jax.errors import RESTART_STATUS, UserError, run_command
@@ -68,8 +70,7 @@ def train(
     streams = Streams.trimmed(tokens.splits["train"], batch, cfg.model.tgt_len)
     valid = tokens.splits["valid"][: cfg.train.eval_max_tokens or None]
     rows = sharding.local_rows(mesh, batch)
-    step_tokens = batch * cfg.model.tgt_len
-    steps = -(-cfg.train.max_tokens // step_tokens)
+    course, batch_before = Course(batch * cfg.model.tgt_len), batch
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
     layout = sharding.Layout.of(cfg, mesh)
     # A run that has a checkpoint goes on from there, also when what it started from is gone.
@@ -93,10 +94,11 @@ def train(
         ) as checkpoints,
     ):
         state, n, best = init_state(cfg, mesh), 0, math.inf
-        if restored := checkpoints.restore(state):
+        if restored := checkpoints.restore(state, may_differ="memory/"):
             state, saved_info = restored
             check_corpus(home.folder, saved_info["fingerprint"], tokens)
-            n, best = saved_info["step"], saved_info["best"]
+            n, best, batch_before = (saved_info[name] for name in ("step", "best", "batch"))
+            course = Course.after(course.step_tokens, n, saved_info["tokens"])
         elif start:
             state = state._replace(params=start.params(state.params))
             say(start.report())
@@ -104,19 +106,23 @@ def train(
         if primary:
             with run_folder.writable(home.folder):
                 tokens.vocab.save(home.folder / VOCAB)
-        if n >= steps:
-            say(f"{home.logdir} is finished: all {steps} steps are done")
+        if n >= (steps := course.steps(cfg.train.max_tokens)):
+            say(f"{home.logdir} is finished: all {n} steps are done")
             return 0
         say(
             f"{home.logdir}: {f'goes on after step {n} of ' if n else ''}{steps} steps of {batch} "
             f"x {cfg.model.tgt_len} tokens, {metrics.count(state.params):,} parameters, {devices}"
         )
+        if batch_before != batch:
+            state, line = refill.refilled(cfg, mesh, state, streams, course, batch_before)
+            say(line)
 
         def due(every: int) -> bool:
             return n % every == 0 or n == steps
 
         def info() -> dict[str, Any]:
-            return {"step": n, "best": best, "fingerprint": tokens.fingerprint}
+            seen = {"step": n, "tokens": course.tokens(n), "batch": batch}
+            return seen | {"best": best, "fingerprint": tokens.fingerprint}
 
         def save() -> None:
             finite_totals(state, checkpoints)
@@ -130,18 +136,18 @@ def train(
             # Clocks differ, and all have to save the same step: the first process decides.
             return due(cfg.train.log_every) and peers.gather("save", "yes" * late)[0] == "yes"
 
-        train_step = make_train_step(cfg, mesh, len(streams))
+        train_step = make_train_step(cfg, mesh, len(streams), course=course)
         evaluator = Evaluator(cfg.model, mesh, cfg.train.eval_batch, "eval_batch")
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
         pace, done, stop = Pace(cfg, mesh), None, False
         first, saved, saved_at = n, n, time.monotonic()
         earlier = home.events() if primary else []
-        with Journal(home.folder, n, steps, step_tokens, earlier) as journal:
+        with Journal(home.folder, n, steps, course, earlier) as journal:
             if n == 0:
                 journal.scalars(0, metrics.sizes(state.params))
             while n < steps and not stopped_by and not stop:
                 with pace.input():
-                    segment = streams.segment(n % len(streams), rows)
+                    segment = streams.segment(course.segment(n) % len(streams), rows)
                     inputs, targets = place_batch(cfg, mesh, segment)
                 state, dispatched = train_step(state, inputs, targets)
                 # At most two steps are under way: no device waits, and a signal is soon noticed.
@@ -160,7 +166,7 @@ def train(
                     speed = pace.lap()
                     shown = metrics.learning(totals, measure) | metrics.times(speed)
                     shown |= metrics.scaling(state.loss_scale)
-                    line = metrics.log_line(n, steps, step_tokens, shown, speed, measure)
+                    line = metrics.log_line(n, steps, course.tokens(n), shown, speed, measure)
                     journal.scalars(n, shown, line)
                     zero = jax.device_put(Totals.zero(), sharding.repeated(mesh))
                     state = state._replace(totals=zero)
@@ -178,7 +184,7 @@ def train(
                             )
                             journal.text(n, "sample", text)
                         del params
-                        state = after_validation(cfg, mesh, state, score.loss)
+                        state = after_validation(cfg, mesh, state, course.tokens(n), score.loss)
                         if score.loss < best:
                             best = score.loss
                             checkpoints.save_best(n, state, info())
