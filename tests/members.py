@@ -2,7 +2,8 @@
 
 Steps are sums over all devices; process 0 writes every tenth into FOLDER, and the run goes on from
 there. WHAT is `facts=2` if process 2 has other facts than the others, or what it does at step 20:
-`bug=2`, `mistake=2`, or `slow=2`, to compute for long without a step.
+`bug=2`, `mistake=2`, or `slow=2`, to compute for long without a step; `late=2` comes to the first
+step when the others have given up.
 """
 
 import os
@@ -24,6 +25,8 @@ from txl_jax.errors import RESTART_STATUS, UserError, run_command
 from txl_jax.peers import SILENCE_SECONDS, Peers
 from txl_jax.signals import caught_signals
 
+GLOO_SECONDS = 30
+"""For which processes on CPUs wait for one another before their first collective."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -116,6 +119,8 @@ def run(peers: Peers, me: int, folder: Path, steps: int, does: str, who: int) ->
         for text in peers.gather("start", saved.read_text() if saved.exists() else "")
     )
     say("begins after", n)
+    if who == me and does == "late":
+        time.sleep(GLOO_SECONDS + 3)
     stop = False
     with caught_signals(peers.several):
         while n < steps and not stop:

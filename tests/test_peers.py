@@ -106,6 +106,15 @@ def test_who_is_lost_is_named_by_all_others(runs, name, lost):
         assert "Traceback" not in run.log(member)
 
 
+@pytest.mark.slow
+def test_who_comes_too_late_is_met_again(tmp_path):
+    with Members(tmp_path / "late", 2, "100", "late=1") as run:
+        assert run.statuses() == [75, 75]
+        found = [re.findall(r"^lost: process (\d) .*", run.log(member), re.M) for member in (0, 1)]
+        assert found == [["0"], ["0"]]
+        assert "Traceback" not in run.log(0) + run.log(1)
+
+
 @pytest.mark.parametrize("name", ["asked", "interrupted"])
 def test_a_signal_to_one_ends_all_at_the_same_step(runs, name):
     run = runs[name]

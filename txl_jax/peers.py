@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import sys
 import threading
@@ -37,6 +38,9 @@ PATIENCE_SECONDS = 15.0
 LINGER_SECONDS = 3.0
 """Process 0 holds the store, and stays until the others have read in it why the run ends."""
 _BUG_STATUS = 1
+_CONTACT = re.compile("gloo|nccl|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.IGNORECASE)
+"""What JAX's errors say when processes could not talk to one another: who is late by 30 s, because
+its machine is busy, is an error on CPUs though all are alive."""
 _MAY_DIFFER = {"train.logdir", "data.data_dir", "data.text_dir"}
 """Folders may have other names on other hosts; the token files are compared by what is in them."""
 _LONGEST_SHOWN = 32
@@ -55,7 +59,8 @@ class Peers:
     """The processes of a run, in a `with` that holds all that they do together.
 
     A normal end waits for all of them. An error in one ends all: after a UserError with status 2,
-    after any other with status 1 and its traceback, unless it came of the loss of a peer (75).
+    after a failure of what connects them, or the loss of a peer, with 75, after any other with
+    status 1 and its traceback.
 
     Alone (`Peers(None)`) there is nobody to wait for, and errors pass through.
     """
@@ -156,7 +161,10 @@ class Peers:
             self._end(INTERRUPTED_STATUS, "", self._told(RESTART_STATUS, "interrupted"))
         else:
             time.sleep(PATIENCE_SECONDS)  # the watching threads may end the process meanwhile
-            line = traceback.format_exception_only(error)[-1].strip()
+            line = traceback.format_exception_only(error)[0].strip()
+            if isinstance(error, jax.errors.JaxRuntimeError) and _CONTACT.search(line):
+                told = self._told(RESTART_STATUS, line)
+                self._end(RESTART_STATUS, told.split(" ", 1)[1], told)
             report = "".join(traceback.format_exception(error)).strip()
             self._end(_BUG_STATUS, report, self._told(_BUG_STATUS, line))
 
