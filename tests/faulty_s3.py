@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,7 +37,7 @@ class FaultyS3:
         self.requests: list[str] = []
         """Method and path of every request that reached the server."""
         self.begun: list[str] = []
-        """Method and path of every request of which the proxy has read the beginning."""
+        """Method and path of every request that has come as far as the proxy, if only its head."""
         self._server = _Server(self, upstream, port, mode or (lambda: self.mode))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -78,6 +79,7 @@ class _Request(BaseHTTPRequestHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _relay(self) -> None:
+        self.server.proxy.begun.append(f"{self.command} {self.path}")
         body = self._read(int(self.headers.get("Content-Length", 0)))
         mode = self.server.mode()
         if mode == "hang":
@@ -101,7 +103,6 @@ class _Request(BaseHTTPRequestHandler):
         slow = b""
         while self.server.mode() == "crawl" and len(slow) < length:
             slow += self.rfile.read(min(_CRAWL, length - len(slow)))
-            self.server.proxy.begun.append(f"{self.command} {self.path}")
             time.sleep(0.05)
         return slow + self.rfile.read(length - len(slow))
 
