@@ -244,13 +244,17 @@ def test_a_job_that_was_superseded_before_it_began_never_begins(spool, tmp_path)
 
     class Slow(Folder):
         def upload(self, name: str, path: Path) -> None:
-            inside.set()
-            assert gate.wait(100)
+            if name == "log.2":
+                inside.set()
+                assert gate.wait(100)
             super().upload(name, path)
 
-    (spool / "log").write_bytes(b"1")
-    with Mirror(Slow(tmp_path / "store"), spool, NEVER) as mirror:
-        mirror.watch("log")
+    store = Slow(tmp_path / "store")
+    (spool / "log.1").write_bytes(b"1")
+    with Mirror(store, spool, NEVER) as mirror:
+        mirror.watch("log.*")
+        eventually(lambda: not mirror.pending())
+        (spool / "log.2").write_bytes(b"2")
         mirror.submit("latest", "step 1", lambda _: begun.append(1))
         assert inside.wait(100)
         mirror.submit("latest", "step 2", lambda _: begun.append(2))
