@@ -66,8 +66,6 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, proxy: FaultyS3, upstream: int, port: int, mode: Callable[[], str]):
         super().__init__(("127.0.0.1", port), _Request)
-        # What crawls would be in the system's buffers already.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CRAWL)
         self.proxy, self.upstream, self.mode = proxy, upstream, mode
         self.closing = threading.Event()
 
