@@ -78,6 +78,7 @@ def s3(moto_port: int, faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> 
     bucket = f"bucket-{uuid.uuid4().hex}"
     direct.create_bucket(Bucket=bucket)
     faulty_s3.requests.clear()
+    faulty_s3.begun.clear()
     yield S3(bucket, f"s3://{bucket}/some/run", faulty_s3, direct)
     faulty_s3.mode = "ok"
     direct.close()

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from txl_jax.checkpoint import Checkpoints
+from txl_jax.checkpoint import Checkpoints, restore_params
 from txl_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -265,6 +265,20 @@ def restore(folder: Path) -> None:
                 say(**{f"{path.name} {kind}": found(checkpoints, kind)})
 
 
+def agree(folder: Path) -> None:
+    """Each process has a copy of its own, and in that of process 1 the newest step is damaged."""
+    with Checkpoints(folder / "shared", attempt=0, everyone=everyone) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save_best(step, state_of(step, "plain"), {"number": step})
+    everyone(True)
+    path = folder / f"own-{jax.process_index()}"
+    shutil.copytree(folder / "shared", path)
+    if jax.process_index() == 1:
+        flip(largest(path / "best" / "2.0" / "whole" / "arrays"))
+    like = abstract("plain")["params"]
+    say(agreed=restore_params(path, like, everyone=everyone)[1]["number"])
+
+
 def never_written(folder: Path) -> None:
     """Process 1 cannot write its part of step 2."""
     path, index = folder / "never", jax.process_index()
@@ -396,7 +410,7 @@ def say(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
 
-SCENARIOS = (save, damage, restore, never_written, slow, mirrored)
+SCENARIOS = (save, damage, restore, agree, never_written, slow, mirrored)
 
 
 class Outcome(dict):

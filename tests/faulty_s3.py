@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,9 +19,12 @@ _ANSWERS = {
     "error": (500, "InternalError", "We encountered an internal error. Please try again."),
     "denied": (403, "AccessDenied", "Access Denied"),
 }
-MODES = ("ok", "refuse", "hang", "cut", *_ANSWERS)
+MODES = ("ok", "refuse", "hang", "cut", "crawl", *_ANSWERS)
 """Refuse: the connection is reset. Hang: no answer, for as long as it lasts; the connection ends
-then. Cut: the request is done, and the connection reset before the answer."""
+then. Cut: the request is done, and the connection reset before the answer. Crawl: the request is
+read slowly."""
+_CRAWL = 64 << 10
+"""Bytes read every 50 ms."""
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "date", "server"}
 
 
@@ -32,6 +36,8 @@ class FaultyS3:
         self.mode = "ok"
         self.requests: list[str] = []
         """Method and path of every request that reached the server."""
+        self.begun: list[str] = []
+        """Method and path of every request that has come as far as the proxy, if only its head."""
         self._server = _Server(self, upstream, port, mode or (lambda: self.mode))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -73,7 +79,8 @@ class _Request(BaseHTTPRequestHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _relay(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.proxy.begun.append(f"{self.command} {self.path}")
+        body = self._read(int(self.headers.get("Content-Length", 0)))
         mode = self.server.mode()
         if mode == "hang":
             while self.server.mode() == "hang" and not self.server.closing.wait(0.05):
@@ -91,6 +98,13 @@ class _Request(BaseHTTPRequestHandler):
                 self._reset()
             else:
                 self._answer(status, headers, content)
+
+    def _read(self, length: int) -> bytes:
+        slow = b""
+        while self.server.mode() == "crawl" and len(slow) < length:
+            slow += self.rfile.read(min(_CRAWL, length - len(slow)))
+            time.sleep(0.05)
+        return slow + self.rfile.read(length - len(slow))
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _relay
 

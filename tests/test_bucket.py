@@ -2,13 +2,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from txl_jax.bucket import Bucket
 from txl_jax.errors import UserError
-from txl_jax.store import StoreRefused, check_store, open_store, patiently
+from txl_jax.store import StoreAway, StoreRefused, check_store, open_store, patiently
 
 pytest_plugins = ["tests.buckets"]
 
@@ -96,7 +98,7 @@ def test_every_fault_is_an_oserror_of_one_line(s3, bucket, mode, tmp_path):
             call()  # pyright: ignore[reportCallIssue]
         assert "\n" not in str(caught.value)
         assert not isinstance(caught.value, FileNotFoundError)
-        assert isinstance(caught.value, StoreRefused) == (mode == "denied")
+        assert type(caught.value) is (StoreRefused if mode == "denied" else StoreAway)
     s3.proxy.mode = "ok"
     assert bucket.read("a") == b"1"
     assert not (tmp_path / "copy").exists()
@@ -135,6 +137,46 @@ def test_a_store_that_is_stopped_gives_up(s3, bucket, tmp_path):
     with pytest.raises(OSError, match="given up"):
         bucket.read("a")
     assert s3.proxy.requests == []
+
+
+def stopped_while_it_uploads(s3, bucket, path: Path, mode: str) -> None:
+    """Stops a store that is sending all parts of a file, when the proxy is in `mode`."""
+    path.write_bytes(BIG)
+    errors: list[OSError] = []
+
+    def upload() -> None:
+        try:
+            bucket.upload("big", path)
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    eventually(lambda: sum("partNumber" in request for request in s3.proxy.begun) == 3)
+    s3.proxy.mode = mode
+    bucket.stop()
+    thread.join(100)
+    assert [type(error) for error in errors] == [StoreAway]
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_file_that_is_sent_slowly_is_given_up(s3, bucket, tmp_path):
+    s3.proxy.mode = "crawl"
+    stopped_while_it_uploads(s3, bucket, tmp_path / "big", "crawl")
+    assert not any("partNumber" in request for request in s3.proxy.requests)
+
+
+def test_parts_of_a_file_are_taken_back_without_waiting_for_long(s3, bucket, tmp_path):
+    s3.proxy.mode = "crawl"
+    stopped_while_it_uploads(s3, bucket, tmp_path / "big", "hang")
+    assert sum(request.startswith("DELETE") for request in s3.proxy.begun) == 1
+    s3.proxy.mode = "ok"
 
 
 def test_faults_from_another_process(s3, moto_port, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from jax.sharding import PartitionSpec as P
 from txl_jax import checkpoint, checkpoint_files
 from txl_jax.checkpoint import Checkpoints, restore_params
 from txl_jax.errors import UserError
+from txl_jax.mirror import Mirror
+from txl_jax.store import Folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -543,6 +546,44 @@ def test_manifests_and_marker_are_for_reading(three_steps: Path) -> None:
     assert content["leaves"]["params/w"] == "float32[40, 30]"
     assert content["leaves"]["moments/0/count"] == "int32[]"
     assert list(content["units"]) == ["whole"]
+
+
+def test_a_copy_that_is_superseded_while_it_is_uploaded(tmp_path: Path, capsys: Any) -> None:
+    begun, superseded = threading.Event(), threading.Event()
+
+    class Slow(Folder):
+        def upload(self, name: str, path: Path) -> None:
+            if "/1.0/" in name:
+                begun.set()
+                assert superseded.wait(100)
+                path.unlink(missing_ok=True)  # so far the removal of the copy has come
+            super().upload(name, path)
+
+    spool, store = tmp_path / "spool", Slow(tmp_path / "store")
+    with (
+        Mirror(store, spool) as mirror,
+        Checkpoints(spool / "checkpoints", attempt=0, store=store, mirror=mirror) as checkpoints,
+    ):
+        checkpoints.save(1, state_of(1), {})
+        assert begun.wait(100)
+        checkpoints.save(2, state_of(2), {})
+        checkpoints.wait()
+        superseded.set()
+        assert mirror.close(100) == []
+        assert checkpoints.steps() == [2]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_next_attempt_is_higher_than_all_before(tmp_path: Path) -> None:
+    store = Folder(tmp_path / "store")
+    spool = tmp_path / "checkpoints"
+    assert checkpoint.next_attempt(spool) == checkpoint.next_attempt(spool, store) == 0
+    store.write("checkpoints/5.3/part-1/manifest.json", b"another host has saved a part")
+    assert checkpoint.next_attempt(spool) == 0
+    assert checkpoint.next_attempt(spool, store) == 4
+    with Checkpoints(spool, attempt=7) as checkpoints:
+        checkpoints.save_best(2, state_of(2), {})
+    assert checkpoint.next_attempt(spool) == checkpoint.next_attempt(spool, store) == 8
 
 
 def test_an_earlier_layout_is_named(tmp_path: Path) -> None:

@@ -91,6 +91,10 @@ def test_all_take_the_step_before_a_damaged_one(
         assert all(line.startswith(unit) for lines in said for line in lines)
 
 
+def test_all_take_the_best_that_is_whole_everywhere(both: list[Outcome]) -> None:
+    assert [outcome["agreed"] for outcome in both] == [1, 1]
+
+
 def test_a_part_that_never_comes_is_named_and_the_next_step_is_committed(
     both: list[Outcome],
 ) -> None:

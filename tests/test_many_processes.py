@@ -1,4 +1,4 @@
-"""Whole runs of two processes, each on a host of its own, with their files in S3."""
+"""Whole runs of two processes, with their files in S3."""
 
 import json
 import os
@@ -24,22 +24,27 @@ LAST = tiny.STEPS
 
 
 class Hosts:
-    """Two hosts that train one run, with nothing in common but the network."""
+    """Hosts that train one run, with nothing in common but the network."""
 
     def __init__(self, shell: Shell, folder: Path, s3: Any):
-        self.environment = dict(os.environ)  # the fixture has set AWS's
-        self.environment["PYTHONPATH"] = str(tiny.ROOT)
-        self.environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "True"
+        self.environment = os.environ | {  # the fixture has set AWS's
+            "PYTHONPATH": str(tiny.ROOT),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",
+            "JAX_COMPILATION_CACHE_DIR": str(shell.cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         self.folder, self.shell, self.url = folder, shell, s3.url
+        self.spool = Path("runs") / s3.url.removeprefix("s3://")
 
     def host(self, name: str) -> Path:
-        """The working directory of a host: the text is there, and nothing of a run."""
+        """The working directory of a host; the text is there, and nothing of a run at first."""
         home = self.folder / name
-        home.mkdir()
-        shutil.copytree(self.shell.home / "text", home / "text")
+        if not home.exists():
+            shutil.copytree(self.shell.home / "text", home / "text")
         return home
 
     def start(self, *names: str) -> list[subprocess.Popen[str]]:
+        """Starts a process on each of these hosts."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             coordinator = f"127.0.0.1:{free.getsockname()[1]}"
@@ -70,6 +75,21 @@ def until_step(process: subprocess.Popen[str], step: int) -> str:
     raise AssertionError("".join(lines))
 
 
+def stop(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """Sends SIGTERM to the second of two processes; what both say until they have ended."""
+    os.kill(processes[1].pid, signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [RESTART, RESTART], outputs
+    assert "stopped by SIGTERM after step" in outputs[0] and "stopped" not in outputs[1]
+    return outputs
+
+
+def committed(files: dict[str, bytes]) -> int:
+    """The newest step that is whole in S3."""
+    names = (re.fullmatch(r"checkpoints/(\d+)\.\d+/commit.json", name) for name in files)
+    return max(int(name[1]) for name in names if name)
+
+
 def losses(text: str) -> dict[int, float]:
     lines = map(json.loads, text.splitlines())
     found = [(line["step"], line["learning/loss"]) for line in lines if "learning/loss" in line]
@@ -77,40 +97,54 @@ def losses(text: str) -> dict[int, float]:
     return dict(found)
 
 
-def test_stopped_on_two_hosts_and_ended_on_two_others(shell, finished, tmp_path, s3):
+def test_stopped_twice_once_without_s3_and_ended_on_other_hosts(shell, finished, tmp_path, s3):
     hosts = Hosts(shell, tmp_path, s3)
-    first, second = hosts.start("a", "b")
+    processes = hosts.start("a", "a")  # as with --process-per-gpu
     try:
-        until_step(first, 100)
-        os.kill(second.pid, signal.SIGTERM)
-        outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
-        assert [first.returncode, second.returncode] == [RESTART, RESTART], outputs
-        stopped = re.search(r"stopped by SIGTERM after step (\d+)", outputs[0])
-        assert stopped and "stopped" not in outputs[1] and "step" not in outputs[1]
+        until_step(processes[0], 100)
+        outputs = stop(processes)
+        first = committed(s3.contents())
+        assert f"stopped by SIGTERM after step {first}: " in outputs[0]
+        assert "S3" not in "".join(outputs)
 
-        first, second = hosts.start("c", "d")
-        outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
-        assert [first.returncode, second.returncode] == [0, 0], outputs
-        assert f"goes on after step {stopped[1]} of {LAST} steps" in outputs[0]
+        processes = hosts.start("a", "a")
+        said = until_step(processes[0], first + 20)
+        assert f"goes on after step {first} of {LAST} steps" in said
+        s3.proxy.mode = "hang"
+        until_step(processes[0], first + 60)
+        outputs = stop(processes)
+        second = committed(s3.contents())
+        assert f"stopped by SIGTERM after step {second}: " not in outputs[0]
+        for output in outputs:
+            only = rf"only in {hosts.spool}: .*checkpoint (\d+)\.1\b"
+            assert int(re.findall(only, output)[0]) > second
+        s3.proxy.mode = "ok"
+
+        processes = hosts.start("a", "b")
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+        assert f"goes on after step {second} of {LAST} steps" in outputs[0]
         assert "bits per byte" in outputs[0] and "bits per byte" not in outputs[1]
     finally:
-        for process in (first, second):
+        for process in processes:
             process.kill()
 
     files = s3.contents()
     assert {"config.json", "run.json", "vocab.json", "results.json"} <= files.keys()
-    assert len(json.loads(files["run.json"])["starts"]) == 2
-    assert sum(name.startswith("events.out.tfevents") for name in files) == 2
-    ends = [name for name in files if re.fullmatch(rf"checkpoints/{LAST}\.\d+/commit.json", name)]
-    assert len(ends) == 1
+    assert len(json.loads(files["run.json"])["starts"]) == 3
+    assert committed(files) == LAST
     expected = losses((finished / "metrics.jsonl").read_text())
     got = losses(files["metrics.jsonl"].decode())
     assert got.keys() == expected.keys()
     early = [step for step in got if step < 150]
     # Later ones too, but rounding has grown by then.
     assert [got[step] for step in early] == pytest.approx([expected[step] for step in early], 1e-3)
+    for name, content in files.items():
+        if name.startswith("events.out.tfevents") or name == "metrics.jsonl":
+            (tmp_path / name).write_bytes(content)
+    assert tiny.tensorboard(tmp_path) == tiny.shown_in_metrics(tmp_path)
 
-    home = hosts.host("e")
+    home = hosts.host("c")
     words = ["--logdir", s3.url, "--split", "test"]
     output = shell.run("evaluate", *words, cwd=home, env=hosts.environment)
     assert output[0] == 0, output

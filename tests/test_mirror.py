@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from txl_jax import mirror as mirror_module
 from txl_jax.errors import UserError
 from txl_jax.logs import EVENTS, METRICS, SAMPLES, Logs
 from txl_jax.mirror import Job, Mirror, pull
-from txl_jax.store import Folder, Store, open_store
+from txl_jax.signals import caught_signals
+from txl_jax.store import Folder, Store, StoreAway, StoreRefused, open_store
 
 pytest_plugins = ["tests.buckets"]
 
@@ -92,6 +96,7 @@ def test_a_growing_file(s3, spool):
 @pytest.mark.parametrize("mode", ["refuse", "hang", "cut", "slow-down", "error", "denied"])
 def test_an_outage(s3, spool, mode, capsys):
     """Work goes on during it, all arrives after it, and it is said twice."""
+    begins, ends = ("refuses", "takes files again") if mode == "denied" else ("is away", "is back")
     store = open_store(s3.url)
     superseded: list[bool] = []
 
@@ -104,7 +109,7 @@ def test_an_outage(s3, spool, mode, capsys):
         s3.proxy.mode = mode
         (spool / "log").write_bytes(b"1")
         mirror.submit("latest", "step 1", first)
-        eventually(lambda: "away" in capsys.readouterr().err)
+        eventually(lambda: f"S3 {begins} (s3://{s3.bucket}/some/run/" in capsys.readouterr().err)
         mirror.submit("latest", "step 2", writes(store, "second"))
         mirror.submit("best", "best step 1", writes(store, "best"))
         append(spool / "log", b"2")
@@ -113,7 +118,7 @@ def test_an_outage(s3, spool, mode, capsys):
         eventually(lambda: not mirror.pending())
         assert s3.contents() == {"log": b"12", "second": b"1", "best": b"1"}
         assert superseded == []  # the logs before it could not be uploaded
-        eventually(lambda: "S3 is back after " in capsys.readouterr().err)
+        eventually(lambda: f"S3 {ends} after " in capsys.readouterr().err)
         assert mirror.close(0) == []
     assert_no_threads()
 
@@ -141,6 +146,35 @@ def test_an_outage_is_said_once(s3, spool, capsys):
     assert away.startswith(f"S3 is away (s3://{s3.bucket}/some/run/a: ")
     assert away.endswith(f"): training goes on, files wait in {spool}")
     assert back.startswith("S3 is back after ")
+
+
+def test_each_kind_of_failure_is_said_once(spool, tmp_path, capsys):
+    errors = [StoreAway("1"), StoreRefused("2"), StoreAway("3"), StoreRefused("4")]
+
+    def job(cancelled: Callable[[], bool]) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    def lines() -> list[str]:
+        return re.sub(r"\d+ s", "N s", capsys.readouterr().err).splitlines()
+
+    where = f"training goes on, files wait in {spool}"
+    with Mirror(Folder(tmp_path / "store"), spool, OFTEN) as mirror:
+        mirror.submit("latest", "step 1", job)
+        assert mirror.close(60) == []
+    assert lines() == [
+        f"S3 is away (1): {where}",
+        f"S3 refuses (2): {where}",
+        "S3 takes files again after N s",
+    ]
+    errors.append(PermissionError("a file of this machine"))
+    with Mirror(Folder(tmp_path / "store"), spool, OFTEN) as mirror:
+        mirror.submit("latest", "step 2", job)
+        assert mirror.close(60) == []
+    assert lines() == [
+        f"cannot upload (a file of this machine): {where}",
+        "uploads go on after N s",
+    ]
 
 
 def test_nothing_waits_for_the_store(spool, tmp_path):
@@ -204,6 +238,49 @@ def test_an_unfinished_job_is_superseded(spool, tmp_path):
     assert store.names() == ["second"]
 
 
+def test_a_job_that_was_superseded_before_it_began_never_begins(spool, tmp_path):
+    gate, inside = threading.Event(), threading.Event()
+    begun: list[int] = []
+
+    class Slow(Folder):
+        def upload(self, name: str, path: Path) -> None:
+            if name == "log.2":
+                inside.set()
+                assert gate.wait(100)
+            super().upload(name, path)
+
+    store = Slow(tmp_path / "store")
+    (spool / "log.1").write_bytes(b"1")
+    with Mirror(store, spool, NEVER) as mirror:
+        mirror.watch("log.*")
+        eventually(lambda: not mirror.pending())
+        (spool / "log.2").write_bytes(b"2")
+        mirror.submit("latest", "step 1", lambda _: begun.append(1))
+        assert inside.wait(100)
+        mirror.submit("latest", "step 2", lambda _: begun.append(2))
+        gate.set()
+        assert mirror.close(60) == []
+    assert begun == [2]
+
+
+def test_jobs_of_different_keys_do_not_wait_for_one_another(spool, tmp_path):
+    store = Folder(tmp_path / "store")
+    begun = threading.Event()
+
+    def waits_for_another_host(cancelled: Callable[[], bool]) -> None:
+        begun.set()
+        while not store.names("part-1"):
+            time.sleep(0.01)
+
+    with Mirror(store, spool) as mirror:
+        mirror.submit("latest", "step 1", waits_for_another_host)
+        assert begun.wait(100)
+        mirror.submit("best", "step 1 as best", writes(store, "best"))
+        eventually(lambda: mirror.pending() == ["step 1"])
+        store.write("part-1", b"")
+        assert mirror.close(60) == []
+
+
 def test_logs_arrive_before_the_jobs_that_follow_them(s3, spool):
     store = open_store(s3.url)
     seen: list[bytes] = []
@@ -244,6 +321,20 @@ def test_hosts_wait_for_each_others_parts(s3, tmp_path):
         again.submit("latest", "step 7", save(store, 0))
         assert again.close(60) == []
     assert store_two.names() == ["7.done", "7/0", "7/1"]
+
+
+def test_an_end_before_its_time_does_not_wait_for_long(s3, spool, monkeypatch):
+    monkeypatch.setattr(mirror_module, "_LITTLE_PATIENCE", 0.2)
+    (spool / "log").write_bytes(b"1")
+    s3.proxy.mode = "hang"
+    with Mirror(open_store(s3.url), spool, OFTEN) as mirror, caught_signals() as stopped:
+        mirror.watch("*")
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        begun = time.monotonic()
+        assert mirror.close(300, stopped) == ["log"]
+        assert time.monotonic() - begun < 200
+    assert stopped == [signal.SIGTERM]
+    assert_no_threads()
 
 
 @pytest.mark.parametrize("mode", ["refuse", "hang"])

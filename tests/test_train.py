@@ -188,7 +188,7 @@ def test_signals_save_and_the_same_command_goes_on(shell, finished):
         first, *_, last = output.splitlines()
         assert first.startswith(f"{logdir}: {f'goes on after step {done} of ' if done else ''}400 ")
         said = re.fullmatch(
-            rf"stopped by {number.name} after step (\d+): the same command goes on from there", last
+            rf"stopped by {number.name} after step (\d+): the same command goes on", last
         )
         assert said and done < int(said[1]) < STEPS
         done = int(said[1])

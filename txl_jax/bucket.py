@@ -15,6 +15,7 @@ import boto3
 from boto3.exceptions import Boto3Error
 from boto3.exceptions import RetriesExceededError as Boto3RetriesExceededError
 from boto3.s3.transfer import TransferConfig
+from botocore.awsrequest import AWSPreparedRequest
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -29,7 +30,7 @@ from botocore.exceptions import (
 
 from txl_jax import storage
 from txl_jax.errors import UserError
-from txl_jax.store import StoreRefused
+from txl_jax.store import StoreAway, StoreRefused
 
 _SETTINGS = Config(
     # A request is given up after some 11 s: connecting or waiting for an answer, three times.
@@ -99,8 +100,11 @@ class Bucket:
 
     def upload(self, name: str, path: Path) -> None:
         """As `Store.upload`; of a file that grows meanwhile, what was there at the beginning."""
+        where = (self._bucket, self._key(name))
         with self._translated(name):
-            self._client.upload_file(str(path), self._bucket, self._key(name), Config=_TRANSFER)
+            self._client.upload_file(
+                str(path), *where, Config=_TRANSFER, Callback=lambda _: self._check_stopped()
+            )
 
     def download(self, name: str, path: Path) -> None:
         """As `Store.download`."""
@@ -121,13 +125,19 @@ class Bucket:
                     raise ClientError({"Error": failed[0]}, "DeleteObjects")
 
     def stop(self) -> None:
-        """As `Store.stop`; parts of a file that were sent are taken back."""
+        """As `Store.stop`; parts of a file that were sent are taken back, if S3 answers at once."""
         self._stopped.set()
 
-    def _before_send(self, event_name: str, **_: object) -> None:
+    def _before_send(self, event_name: str, request: AWSPreparedRequest, **_: object) -> None:
         """Called by botocore before each try of each request."""
-        if self._stopped.is_set() and not event_name.endswith(".AbortMultipartUpload"):
-            raise OSError("given up")
+        takes_back = event_name.endswith(".AbortMultipartUpload")
+        if not (takes_back and "attempt=1;" in str(request.headers["amz-sdk-request"])):
+            self._check_stopped()
+
+    def _check_stopped(self) -> None:
+        """Called also while a file is sent, which can take long where it is sent slowly."""
+        if self._stopped.is_set():
+            raise StoreAway("given up")
 
     def _key(self, name: str) -> str:
         return f"{self._folder}/{name}"
@@ -151,12 +161,12 @@ class Bucket:
         if isinstance(cause, _NO_CREDENTIALS):
             return StoreRefused(f"{line} (by the environment, ~/.aws or the role of the machine)")
         if not isinstance(cause, ClientError):
-            return OSError(line)
+            return StoreAway(line)
         code = cause.response.get("Error", {}).get("Code", "")
         status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if status in _REFUSED or code in _REFUSED_CODES:
             return StoreRefused(line)
-        return FileNotFoundError(line) if code in _ABSENT_CODES else OSError(line)
+        return FileNotFoundError(line) if code in _ABSENT_CODES else StoreAway(line)
 
 
 def _line(error: BaseException) -> str:

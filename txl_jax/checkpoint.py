@@ -83,8 +83,8 @@ class Checkpoints:
           everyone: whether all processes say true: a collective, called by the main thread only.
             A single process needs none.
           patience: seconds for which process 0 waits for what other processes have to write, in
-            `wait`, `close` and `restore`. With a store: in the mirror's thread, before it lets the
-            mirror do something else.
+            `wait`, `close` and `restore`. With a store: in the mirror's thread, until it has the
+            mirror say so; it goes on waiting then.
 
         Raises UserError if the folder cannot be written, or was written by another version.
         """
@@ -107,7 +107,7 @@ class Checkpoints:
             if attempt is None:
                 if not alone:
                     raise ValueError("processes that share checkpoints have to be told the attempt")
-                attempt = max((saved.attempt + 1 for saved in steps), default=0)
+                attempt = next_attempt(folder)
             self._attempt = attempt
             if self._process == 0 and store is None:
                 # What has this attempt's number, other processes may be writing by now.
@@ -264,7 +264,7 @@ class Checkpoints:
         if self._mirror:
             if units:
                 job = partial(self._upload, new, list(units), set())
-                self._mirror.submit(new.saved.series or "latest", f"checkpoint {path}", job)
+                self._mirror.submit(new.saved.series or "latest", f"checkpoint {new.saved.path}", job)
             self._prune_copies(new.saved)
         elif self._process == 0 and not self._commit(new):
             self._waiting.append(new)
@@ -320,7 +320,7 @@ class Checkpoints:
                         self._shelf.upload(new.saved, f"{unit}/{file}")
                         done.add(f"{unit}/{file}")
             except FileNotFoundError:
-                if not (path / unit / MANIFEST).exists():
+                if cancelled():  # superseded, and its copy here is gone
                     return
                 raise
         if self._process == 0 and self._all_uploaded(new, cancelled):
@@ -344,10 +344,10 @@ class Checkpoints:
                 return True
             later = {name for saved, names in steps.items() if saved > new.saved for name in names}
             given_up = any(f"{unit}/{MANIFEST}" in later for unit in missing)
-            if cancelled() and (given_up or not (self._folder / new.saved.path).exists()):
+            if cancelled() and (given_up or not (self._folder / new.saved.path / WHOLE).exists()):
                 return False
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{', '.join(missing)} did not come from other processes")
+                raise TimeoutError(f"{new.saved.path}: {', '.join(missing)} did not come")
             time.sleep(pause)
         raise AssertionError("pauses do not end")
 
@@ -409,11 +409,26 @@ def exists(folder: Path, store: Store | None = None) -> bool:
         return bool(committed(shelf.found(LATEST)))
 
 
+def next_attempt(folder: Path, store: Store | None = None) -> int:
+    """Higher than the attempt of any step, whole or not, in `folder` or in `store`.
+
+    A start that S3 never heard of may have left steps in the folder.
+
+    Raises UserError as `exists`.
+    """
+    shelf = _shelf(folder, store)
+    with _reached(shelf, folder):
+        shelves = FolderShelf(folder), shelf
+        found = [where.found(series) for where in shelves for series in (LATEST, BEST)]
+        return max((saved.attempt + 1 for steps in found for saved in steps), default=0)
+
+
 def restore_params(
     folder: Path,
     abstract_params: PyTree,
     which: Literal["best", "latest"] | int = "best",
     store: Store | None = None,
+    everyone: Callable[[bool], bool] | None = None,
 ) -> tuple[PyTree, dict[str, Any]]:
     """The `params` of a saved state and its info, to use a model without training it further.
 
@@ -421,7 +436,8 @@ def restore_params(
     meanwhile. What is downloaded from a store stays in the folder. `abstract_params` as in
     `Checkpoints.restore`, but only for what the state has under `params`; the rest (optimizer
     state, memory) is not loaded. `which`: a step, or `latest` or `best`, where a damaged checkpoint
-    gives way to the one before it if there is one.
+    gives way to the one before it if there is one. `everyone`, as in `Checkpoints`, has the
+    processes of a run agree on that one; without it each reads for itself.
 
     Raises UserError as `Checkpoints.restore`, and if there is no such checkpoint.
     """
@@ -442,7 +458,7 @@ def restore_params(
             state, info = _read(folder, look, wanted)
     else:
         series = BEST if which == "best" else LATEST
-        restored = _restore_newest(shelf, folder, series, wanted, "params/", _alone)
+        restored = _restore_newest(shelf, folder, series, wanted, "params/", everyone or _alone)
         if restored is None:
             raise UserError(
                 f"no checkpoint in {folder / series}; train first, or name another folder"

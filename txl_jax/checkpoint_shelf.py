@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,8 +93,11 @@ class FolderShelf:
         steps = {}
         for saved in sorted(filter(None, (Saved.of(series, name) for name in names))):
             path = folder / saved.name
-            manifests = {file.relative_to(path).as_posix() for file in path.glob(f"*/{MANIFEST}")}
-            steps[saved] = manifests | ({MARKER} if (path / MARKER).exists() else set())
+            try:
+                manifests = [f"{unit}/{MANIFEST}" for unit in os.listdir(path)]
+            except FileNotFoundError:  # another process of this machine has just removed it
+                continue
+            steps[saved] = {name for name in (*manifests, MARKER) if (path / name).exists()}
         return steps
 
     def read(self, saved: Saved, name: str) -> bytes:
@@ -187,8 +191,8 @@ class StoreShelf:
 
     def _download(self, saved: Saved, name: str) -> None:
         path = self._folder / saved.path / name
-        # Of its own name: another process of this machine may download the same file.
-        draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+        # Of its own name: other processes that see this folder may download the same file.
+        draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
         try:
             self._store.download(self.name(saved, name), draft)
             draft.replace(path)

@@ -1,6 +1,7 @@
 """Where the files of a run are: a folder of this machine, and the store that it is a copy of."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,12 +45,14 @@ class Home:
         return patiently(lambda: store.names(logs.EVENTS)) if store else []
 
     @contextmanager
-    def mirrored(self, primary: bool) -> Iterator[Mirror | None]:
+    def mirrored(self, primary: bool, stopped: Collection[object] = ()) -> Iterator[Mirror | None]:
         """Uploads in the background what is written in the folder; waits for it at the end.
 
-        Process 0 uploads the run's own files. What checkpoints upload, they say themselves.
+        Process 0 uploads the run's own files. What checkpoints upload, they say themselves. If
+        there is something in `stopped`, as `caught_signals` puts there, the end does not wait for
+        long, and says what is only in the folder.
 
-        Raises UserError if the store does not come back in time: the files are in the folder.
+        Raises UserError if the store does not come back in time otherwise.
         """
         if self.store is None:
             yield None
@@ -58,8 +61,9 @@ class Home:
             if primary:
                 mirror.watch(*_REPLACED, *_GROWING, f"{logs.EVENTS}*")
             yield mirror
-            if left := mirror.close(_PATIENCE):
-                raise UserError(
-                    f"S3 did not come back; only in {self.folder}: {', '.join(left)}; give the "
-                    "same command again when it is back"
-                )
+            if left := mirror.close(_PATIENCE, stopped):
+                only = f"S3 has not got everything; only in {self.folder}: {', '.join(left)}"
+                if not stopped:
+                    raise UserError(f"{only}; give the same command again when S3 takes files")
+                goes_on = "the same command goes on from the newest checkpoint in S3"
+                print(f"{only}; {goes_on}", file=sys.stderr, flush=True)

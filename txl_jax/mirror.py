@@ -9,32 +9,45 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from tqdm import tqdm
 
 from txl_jax import run_folder, storage
-from txl_jax.store import PATIENCE, Store, patiently
+from txl_jax.store import PATIENCE, Store, StoreAway, StoreRefused, patiently
 
 Job = Callable[[Callable[[], bool]], None]
 """What brings some files to the store; its argument tells whether it is wanted no more."""
 
 _LONGEST_PAUSE = 30.0
 _PAUSE_AT_THE_END = 1.0
-_PATIENCE_AFTER_AN_ERROR = 10.0
-_GRACE = 1.0
-"""Seconds; who is about nothing ends much sooner."""
-_LONGEST_CALL = 30.0
-"""Seconds; what is under way in a store that was stopped ends much sooner."""
+_LITTLE_PATIENCE = 8.0
+"""Seconds, for an end before its time: a run that a signal stops has to be gone within 20 s."""
+_LONGEST_CALL = 10.0
+"""Seconds; what is under way in a store that was stopped ends sooner, if S3 is all it waits for."""
+_POLL = 0.5
 _LOGS = "the logs"
+
+
+class _Failure(NamedTuple):
+    kind: type[OSError]
+    begins: str
+    ends: str
+
+
+_FAILURES = (
+    _Failure(StoreAway, "S3 is away", "S3 is back"),
+    _Failure(StoreRefused, "S3 refuses", "S3 takes files again"),
+    _Failure(OSError, "cannot upload", "uploads go on"),
+)
+"""What is said of an error: the first that fits."""
 
 
 @dataclass(eq=False)
 class _Submitted:
-    key: str
     what: str
     run: Job
     begun: bool = False
@@ -48,8 +61,9 @@ class _Submitted:
 class Mirror:
     """Keeps a store as its folder is; a context manager that closes it.
 
-    One thread uploads logs, one does the jobs. A store that fails is asked again for ever, said
-    once on standard error, and once more when it is back.
+    One thread uploads logs, and one for each key does the jobs of that key, so that none waits for
+    another's. What fails is tried again for ever, said once on standard error, and once more when
+    all goes well again.
     """
 
     def __init__(self, store: Store, folder: Path, every: float = 10.0):
@@ -65,28 +79,25 @@ class Mirror:
         self._closing = self._stopped = False
         self._bug: Exception | None = None
         self._health = _Health(folder)
-        self._threads = [
-            threading.Thread(target=work, name=f"mirror-{name}", daemon=True)
-            for name, work in (("logs", self._keep_logs), ("jobs", self._do_jobs))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: dict[str, threading.Thread] = {}
 
     def watch(self, *patterns: str) -> None:
-        """Uploads the files of these names or globs, now and whenever they have changed.
+        """Uploads the files of these names or globs, and again whenever they have changed.
 
         They may be appended to, replaced or deleted at any time; what is deleted stays in the
         store.
         """
         with self._changed:
             self._patterns += patterns
+            self._have_thread(_LOGS, self._keep_logs)
 
     def submit(self, key: str, what: str, job: Job) -> None:
         """Has `job` done in the background, and all logs written so far uploaded before it.
 
-        The job takes the place of an unfinished one of the same key, to which `cancelled()` says
-        True from now on. It is tried until it returns without OSError, so it must bear being done
-        again. `what` it brings is said if that never comes about.
+        The job takes the place of an unfinished one of the same key, which does not begin any more,
+        or to which `cancelled()` says True from now on. It is tried until it returns without
+        OSError, so it must bear being done again. Jobs of different keys are done side by side.
+        `what` it brings is said if that never comes about.
 
         Raises what a job before this one raised that is no OSError.
         """
@@ -94,8 +105,9 @@ class Mirror:
             self._raise_bug()
             if old := self._jobs.pop(key, None):
                 old.dropped = True
-            self._jobs[key] = _Submitted(key, what, job)
+            self._jobs[key] = _Submitted(what, job)
             self._changed.notify_all()
+            self._have_thread(key, lambda: self._do_jobs(key))
 
     def pending(self) -> list[str]:
         """What is not in the store yet: the jobs' `what`, and the names of logs."""
@@ -104,26 +116,31 @@ class Mirror:
                 name for name, _ in self._changed_logs()
             ]
 
-    def close(self, patience: float) -> list[str]:
-        """Waits at most `patience` seconds until all is in the store, and ends both threads.
+    def close(self, patience: float, stopped: Collection[object] = ()) -> list[str]:
+        """Waits at most `patience` seconds until all is in the store, and ends all threads.
 
-        What is under way then is given up, which can take some seconds more, and the store is
-        stopped. Closing twice is the same as once.
+        From when there is something in `stopped`, as signals may put there, it waits 8 s at most.
+        What is under way then is given up, which takes some seconds more, and the store is stopped.
+        Closing twice is the same as once.
 
         Returns what is not in the store, as `pending`. Raises as `submit`.
         """
+        begun = time.monotonic()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._stopped or not self.pending(), patience)
+            while not self._stopped and self.pending():
+                limit = min(patience, _LITTLE_PATIENCE) if stopped else patience
+                if (left := begun + limit - time.monotonic()) <= 0:
+                    break
+                self._changed.wait(min(left, _POLL))
             self._stopped = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(_GRACE)
-        if any(thread.is_alive() for thread in self._threads):
+        if self.pending():
             self._store.stop()
-            for thread in self._threads:
-                thread.join(_LONGEST_CALL)
+        deadline = time.monotonic() + _LONGEST_CALL
+        for thread in self._threads.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._raise_bug()
         return self.pending()
 
@@ -135,7 +152,7 @@ class Mirror:
         if self._stopped:
             return
         try:
-            left = self.close(_PATIENCE_AFTER_AN_ERROR)
+            left = self.close(_LITTLE_PATIENCE)
         except Exception as bug:
             if error is None:
                 raise
@@ -143,6 +160,13 @@ class Mirror:
         else:
             if left:
                 _say(f"only in {self._folder}: {', '.join(left)}")
+
+    def _have_thread(self, name: str, work: Callable[[], None]) -> None:
+        """Starts the thread of that name, unless there is one."""
+        if name not in self._threads:
+            thread = threading.Thread(target=work, name=f"mirror-{name}", daemon=True)
+            self._threads[name] = thread
+            thread.start()
 
     def _raise_bug(self) -> None:
         if self._bug:
@@ -184,46 +208,42 @@ class Mirror:
             if not name.endswith(storage.DRAFT) and self._uploaded.get(name) != state:
                 yield name, state
 
-    def _do_jobs(self) -> None:
-        while job := self._next_job():
+    def _do_jobs(self, key: str) -> None:
+        while job := self._next_job(key):
             try:
                 if not job.begun:
                     self._upload_logs()
-                job.begun = True
-                job.run(lambda job=job: self._unwanted(job))
+                    job.begun = True
+                if not self._unwanted(job):  # a newer one may have come meanwhile
+                    job.run(lambda job=job: self._unwanted(job))
             except OSError as error:
-                self._failed(job, error)
+                self._fails(key, error)
+                job.failures += 1
+                longest = min(_LONGEST_PAUSE, 2.0 ** min(job.failures, 10))
+                self._pause(random.uniform(0, longest))
             except Exception as bug:
                 self._bug = bug
-                self._done(job)
+                self._done(key, job)
             else:
                 if not job.told:
-                    self._health.works(job.key)
-                    self._done(job)
+                    self._health.works(key)
+                    self._done(key, job)
 
-    def _next_job(self) -> _Submitted | None:
-        """The job whose turn it is, when there is one; None when there will be none."""
+    def _next_job(self, key: str) -> _Submitted | None:
+        """The newest job, when there is one; None when there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._jobs)
-            return None if self._stopped else next(iter(self._jobs.values()))
+            self._changed.wait_for(lambda: self._stopped or key in self._jobs)
+            return None if self._stopped else self._jobs[key]
 
     def _unwanted(self, job: _Submitted) -> bool:
         job.told = job.told or job.dropped or self._stopped
         return job.told
 
-    def _done(self, job: _Submitted) -> None:
+    def _done(self, key: str, job: _Submitted) -> None:
         with self._changed:
-            if self._jobs.get(job.key) is job:
-                del self._jobs[job.key]
+            if self._jobs.get(key) is job:
+                del self._jobs[key]
             self._changed.notify_all()
-
-    def _failed(self, job: _Submitted, error: OSError) -> None:
-        self._fails(job.key, error)
-        job.failures += 1
-        with self._changed:
-            if self._jobs.get(job.key) is job:
-                self._jobs[job.key] = self._jobs.pop(job.key)  # now it is the others' turn
-        self._pause(random.uniform(0, min(_LONGEST_PAUSE, 2.0 ** min(job.failures, 10))))
 
     def _fails(self, source: str, error: OSError) -> None:
         if not self._stopped:
@@ -241,11 +261,12 @@ class Mirror:
 
 
 class _Health:
-    """Says when the store fails for the first time, and when all that failed has gone well."""
+    """Says what fails, once each, and when all that failed has gone well."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._failing: set[str] = set()
+        self._said: list[_Failure] = []
         self._since = 0.0
         self._lock = threading.Lock()
 
@@ -253,15 +274,21 @@ class _Health:
         with self._lock:
             if not self._failing:
                 self._since = time.monotonic()
-                _say(f"S3 is away ({error}): training goes on, files wait in {self._folder}")
             self._failing.add(source)
+            failure = next(failure for failure in _FAILURES if isinstance(error, failure.kind))
+            if failure not in self._said:
+                self._said.append(failure)
+                where = f"training goes on, files wait in {self._folder}"
+                _say(f"{failure.begins} ({error}): {where}")
 
     def works(self, source: str) -> None:
         with self._lock:
             if source in self._failing:
                 self._failing.remove(source)
                 if not self._failing:
-                    _say(f"S3 is back after {time.monotonic() - self._since:.0f} s")
+                    seconds = time.monotonic() - self._since
+                    _say(f"{self._said[-1].ends} after {seconds:.0f} s")
+                    self._said.clear()
 
 
 def pull(store: Store, folder: Path, names: Iterable[str], patience: float = PATIENCE) -> None:

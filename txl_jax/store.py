@@ -30,8 +30,9 @@ _T = TypeVar("_T")
 class Store(Protocol):
     """Files by name, as `checkpoints/120/0/manifest.json`; each appears whole or not at all.
 
-    Every method raises FileNotFoundError for a name that is absent, and another OSError, whose
-    text is one line, if the store cannot be reached or refuses; then the caller may try again.
+    Every method raises FileNotFoundError for a name that is absent, and StoreAway or StoreRefused,
+    whose text is one line, if the store cannot be reached or refuses; then the caller may try
+    again. What is wrong with a local file is another OSError.
     """
 
     def names(self, prefix: str = "") -> list[str]:
@@ -59,11 +60,15 @@ class Store(Protocol):
         ...
 
     def stop(self) -> None:
-        """Has what other threads are about in this store fail within seconds, with OSError.
+        """Has what other threads are about in this store fail within seconds, with StoreAway.
 
         A store that was stopped does nothing more.
         """
         ...
+
+
+class StoreAway(OSError):
+    """The store was not reached, or cannot do its work for now; the text says why."""
 
 
 class StoreRefused(OSError):

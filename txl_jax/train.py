@@ -6,6 +6,7 @@ step (`step.py`), and is gone; the state stays on the devices until it is logged
 
 import dataclasses
 import math
+import signal
 import sys
 import time
 from typing import Any
@@ -76,18 +77,18 @@ def train(
     # A run that has a checkpoint goes on from there, also when what it started from is gone.
     begun = checkpoint.exists(home.folder / CHECKPOINTS, home.store)
     start = None if begun else warm_start.load(cfg, mesh, tokens)
-    attempt = 0
+    attempt = checkpoint.next_attempt(home.folder / CHECKPOINTS, home.store)
     if primary:
-        attempt = run_folder.open_run(home.folder, cfg, command=command, devices=devices)
-    attempt = int(peers.gather("attempt", str(attempt))[0])
-    alone = not peers.several and home.store is None
+        starts = run_folder.open_run(home.folder, cfg, command=command, devices=devices)
+        attempt = max(attempt, starts)
+    attempt = max(map(int, peers.gather("attempt", str(attempt))))
 
     with (
         caught_signals(peers.several) as stopped_by,
-        home.mirrored(primary) as mirror,
+        home.mirrored(primary, stopped_by) as mirror,
         Checkpoints(
             home.folder / CHECKPOINTS,
-            attempt=None if alone else attempt,
+            attempt=attempt,
             store=home.store,
             mirror=mirror,
             everyone=peers.everyone,
@@ -139,13 +140,13 @@ def train(
         train_step = make_train_step(cfg, mesh, len(streams), course=course)
         evaluator = Evaluator(cfg.model, mesh, cfg.train.eval_batch, "eval_batch")
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
-        pace, done, stop = Pace(cfg, mesh), None, False
+        pace, done = Pace(cfg, mesh), None
         first, saved, saved_at = n, n, time.monotonic()
         earlier = home.events() if primary else []
         with Journal(home.folder, n, steps, course, earlier) as journal:
             if n == 0:
                 journal.scalars(0, metrics.sizes(state.params))
-            while n < steps and not stopped_by and not stop:
+            while n < steps and not stopped_by:
                 with pace.input():
                     segment = streams.segment(course.segment(n) % len(streams), rows)
                     inputs, targets = place_batch(cfg, mesh, segment)
@@ -154,7 +155,8 @@ def train(
                 jax.block_until_ready(done)
                 done = dispatched
                 n += 1
-                stop = peers.stop_agreed(n)
+                if peers.stop_agreed(n):
+                    stopped_by.append(signal.SIGTERM)
                 pace.step()
                 journal.advance()
                 if n == first + 1:
@@ -195,13 +197,10 @@ def train(
                     saved, saved_at = n, time.monotonic()
             if saved != n:
                 save()
-    if stop:
-        say(f"stopped by SIGTERM after step {n}: the same command goes on from there")
-        return RESTART_STATUS
     if not stopped_by:
         return 0
-    say(f"stopped by {stopped_by[0].name} after step {n}: the same command goes on from there")
-    return 128 + stopped_by[0]
+    say(f"stopped by {stopped_by[0].name} after step {n}: the same command goes on")
+    return RESTART_STATUS if peers.several else 128 + stopped_by[0]
 
 
 def finite_totals(state: TrainState, checkpoints: Checkpoints) -> Totals:
@@ -273,7 +272,7 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
         return status
     found = results.load(home.folder) if primary else None
     if not peers.everyone(found is not None or not primary):
-        trained = best_of(home.folder, home.store, cfg, tokens, mesh)
+        trained = best_of(home.folder, home.store, cfg, tokens, mesh, peers.everyone)
         found = results.evaluate_run(trained, tokens, mesh)
         if primary:
             with home.mirrored(primary):

@@ -1,6 +1,7 @@
 """A trained model, read back from the folder of its run."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,23 +80,34 @@ def load_trained(logdir: str | Path, which: Literal["best", "latest"], mesh: Mes
 
 
 def best_of(
-    folder: Path, store: Store | None, cfg: Config, tokens: TokenFiles, mesh: Mesh
+    folder: Path,
+    store: Store | None,
+    cfg: Config,
+    tokens: TokenFiles,
+    mesh: Mesh,
+    everyone: Callable[[bool], bool],
 ) -> Trained:
     """The best model of a run in the process that has trained it, or in each of its processes.
 
     Args:
-      folder, store: where the run's checkpoints are, as in `Checkpoints`.
+      folder, store, everyone: where the run's checkpoints are, and how its processes agree on one,
+        as in `Checkpoints`.
     """
-    params, info = _params(folder, store, cfg, "best", mesh)
+    params, info = _params(folder, store, cfg, "best", mesh, everyone)
     return Trained(folder, cfg, tokens.vocab, params, info["step"], info["fingerprint"])
 
 
 def _params(
-    folder: Path, store: Store | None, cfg: Config, which: Literal["best", "latest"], mesh: Mesh
+    folder: Path,
+    store: Store | None,
+    cfg: Config,
+    which: Literal["best", "latest"],
+    mesh: Mesh,
+    everyone: Callable[[bool], bool] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     everywhere = sharding.repeated(mesh)
     _, shapes = abstract(cfg.model)
     wanted = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
     )
-    return checkpoint.restore_params(folder / CHECKPOINTS, wanted, which, store)
+    return checkpoint.restore_params(folder / CHECKPOINTS, wanted, which, store, everyone)
