@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from tests import tiny
 from tests.tiny import Shell
-from txl_jax import precision, preflight, train
+from txl_jax import divergence, precision, preflight, train
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.errors import UserError
@@ -233,7 +233,7 @@ def test_no_infinity_gets_into_memory_and_the_run_is_given_up():
     state = with_scale(state, numbers(4.0))
     for n in range(2 + GIVE_UP_AFTER):
         assert state.loss_scale and int(state.loss_scale.stuck) == max(n - 2, 0)
-        train.finite_totals(state, Any)  # pyright: ignore[reportArgumentType]
+        divergence.finite_totals(state, Any)  # pyright: ignore[reportArgumentType]
         state, _ = compiled_step("float16")(state, *batch(n))
         assert np.isfinite(state.memory.hidden).all()
     assert look(state.loss_scale) == (1, 0, GIVE_UP_AFTER, 2 + GIVE_UP_AFTER)

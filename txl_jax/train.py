@@ -20,7 +20,6 @@ from txl_jax import (
     data,
     distributed,
     metrics,
-    precision,
     preflight,
     refill,
     results,
@@ -35,6 +34,7 @@ from txl_jax.config import Config, TrainCommand
 from txl_jax.course import Course
 from txl_jax.data import Streams, TokenFiles
 from txl_jax.distributed import Cluster
+from txl_jax.divergence import finite_totals
 from txl_jax.errors import RESTART_STATUS, UserError, run_command
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
@@ -44,14 +44,7 @@ from txl_jax.pace import Pace
 from txl_jax.peers import Peers, facts
 from txl_jax.sampling import Sampling
 from txl_jax.signals import caught_signals
-from txl_jax.step import (
-    Totals,
-    TrainState,
-    after_validation,
-    init_state,
-    make_train_step,
-    place_batch,
-)
+from txl_jax.step import Totals, after_validation, init_state, make_train_step, place_batch
 from txl_jax.trained import CHECKPOINTS, VOCAB, best_of, check_corpus
 
 
@@ -201,29 +194,6 @@ def train(
         return 0
     say(f"stopped by {stopped_by[0].name} after step {n}: the same command goes on")
     return RESTART_STATUS if peers.several else 128 + stopped_by[0]
-
-
-def finite_totals(state: TrainState, checkpoints: Checkpoints) -> Totals:
-    """The state's totals, on the host; UserError if training cannot go on from it.
-
-    That is: a loss or gradient was not finite, or in float16 none is whatever the loss scale.
-    """
-    totals, loss_scale = jax.device_get((state.totals, state.loss_scale))
-    if totals.non_finite_step >= 0:
-        problem = (
-            f"the loss or its gradient is not finite at step {totals.non_finite_step}: try a lower "
-            "--lr, a longer --warmup-tokens or a smaller --clip with another --logdir"
-        )
-    elif loss_scale and loss_scale.stuck >= precision.GIVE_UP_AFTER:
-        problem = (
-            f"float16 overflowed in {precision.GIVE_UP_AFTER} steps in a row at the lowest loss "
-            "scale: try --dtype bfloat16 or float32, or a lower --lr, with another --logdir"
-        )
-    else:
-        return totals
-    checkpoints.wait()
-    steps = checkpoints.steps()
-    raise UserError(f"{problem} (last checkpoint: {f'step {steps[-1]}' if steps else 'none'})")
 
 
 def main(words: list[str]) -> int:
