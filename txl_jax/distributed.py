@@ -1,15 +1,13 @@
 """How the processes of a run find one another, and the store that all of them read and write.
 
-Process 0 holds both JAX's coordination service and the store. All use of what JAX keeps private is
-here.
+Process 0 holds both JAX's coordination service and the store. What JAX keeps private is used here
+and in `interface`, nowhere else.
 """
 
 import errno
-import fcntl
 import ipaddress
 import os
 import socket
-import struct
 import sys
 import threading
 import time
@@ -22,6 +20,7 @@ from jax._src import clusters
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
+from txl_jax import interface
 from txl_jax.errors import RESTART_STATUS, UserError
 
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -34,7 +33,6 @@ VERDICT = "verdict"
 _BEGUN = "begun"
 _FOLDER = "txl/"
 _DAY_MS = 24 * 60 * 60 * 1000
-_SIOCGIFADDR = 0x8915
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,8 @@ def _detected(given: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
             "Kubernetes, or pass --local to train on this machine"
         )
     if missing:
-        raise UserError(f"{' and '.join(missing)} is missing: {', '.join(complete)} go together")
+        are = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'}"
+        raise UserError(f"{are} missing: {', '.join(complete)} go together")
     return complete, ranks[0] if ranks else None
 
 
@@ -169,7 +168,7 @@ def join(cluster: Cluster, timeout: float = 300.0) -> None:
     jax.config.update("jax_enable_recoverability", True)
     host, _, port = cluster.coordinator.rpartition(":")
     address = _address(host.strip("[]"), int(port), listen=cluster.process == 0)
-    _use_interface_towards(address, int(port))
+    interface.use_towards(address, int(port))
     end = time.monotonic() + timeout
     while True:
         _connect(cluster, address, int(port), end - time.monotonic())
@@ -252,23 +251,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _use_interface_towards(address: str, port: int) -> None:
-    """Lets NCCL use the network in which the coordinator is, and no other, unless told so."""
-    with socket.socket(
-        socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM
-    ) as probe:
-        probe.connect((address, port))  # sends nothing
-        own = probe.getsockname()[0]
-        for _, name in socket.if_nameindex() if ":" not in own else ():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-            except OSError:  # an interface without an address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == own:
-                os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
 
 
 class Store:
