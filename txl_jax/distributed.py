@@ -33,6 +33,8 @@ VERDICT = "verdict"
 _BEGUN = "begun"
 _FOLDER = "txl/"
 _DAY_MS = 24 * 60 * 60 * 1000
+_NO_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, socket.EAI_AGAIN}
+"""No route to the coordinator, or no answer to the question where it is."""
 
 
 @dataclass(frozen=True)
@@ -164,14 +166,16 @@ def join(cluster: Cluster, timeout: float = 300.0) -> None:
     Raises:
       UserError: process 0 cannot listen at the coordinator's address, or its name is unknown.
     """
+    # JAX's own timeout ends the process by SIGABRT.
+    alarm = threading.Timer(timeout, _give_up, [cluster])
+    alarm.daemon = True
+    alarm.start()
     # Otherwise JAX ends all processes when one is lost, before anything can say which.
     jax.config.update("jax_enable_recoverability", True)
     host, _, port = cluster.coordinator.rpartition(":")
-    address = _address(host.strip("[]"), int(port), listen=cluster.process == 0)
-    interface.use_towards(address, int(port))
-    end = time.monotonic() + timeout
+    address = _when_there_is_a_network(host.strip("[]"), int(port), listen=cluster.process == 0)
     while True:
-        _connect(cluster, address, int(port), end - time.monotonic())
+        _connect(cluster, address, int(port), timeout)
         store = Store()
         if _BEGUN not in store.all():
             break
@@ -181,6 +185,7 @@ def join(cluster: Cluster, timeout: float = 300.0) -> None:
         time.sleep(2)
     store.wait_for_all("joined")
     store.set_first(_BEGUN, "")
+    alarm.cancel()
 
 
 def name_of(process: int, host: str = "") -> str:
@@ -191,10 +196,6 @@ def name_of(process: int, host: str = "") -> str:
 def _connect(cluster: Cluster, address: str, port: int, timeout: float) -> None:
     devices = [int(number) for number in cluster.devices.split(",") if number]
     literal = f"[{address}]" if ":" in address else address
-    # JAX's own timeout ends the process by SIGABRT.
-    alarm = threading.Timer(timeout, _give_up, [cluster])
-    alarm.daemon = True
-    alarm.start()
     jax.distributed.initialize(
         f"{literal}:{port}",
         cluster.processes,
@@ -205,13 +206,31 @@ def _connect(cluster: Cluster, address: str, port: int, timeout: float) -> None:
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         initialization_timeout=round(timeout) + 60,
     )
-    alarm.cancel()
 
 
 def _give_up(cluster: Cluster) -> None:
     missing = f"not all {cluster.processes} processes came to {cluster.coordinator} in time"
     print(f"lost: {missing}", file=sys.stderr, flush=True)
     os._exit(RESTART_STATUS)
+
+
+def _when_there_is_a_network(host: str, port: int, listen: bool) -> str:
+    """The coordinator's address, once something is known about the way to it.
+
+    Who was cut off and is started again may have no network yet.
+    """
+    said = ""
+    while True:
+        try:
+            address = _address(host, port, listen)
+            interface.use_towards(address, port)
+            return address
+        except OSError as error:
+            if error.errno not in _NO_NETWORK:
+                raise
+            if said != (reason := f"waiting for the network, {host}: {error.strerror}"):
+                print(said := reason, file=sys.stderr, flush=True)
+            time.sleep(1)
 
 
 def _address(host: str, port: int, listen: bool) -> str:
@@ -222,6 +241,8 @@ def _address(host: str, port: int, listen: bool) -> str:
     try:
         family, *_, (address, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
+        if error.errno in _NO_NETWORK:
+            raise
         raise UserError(f"--coordinator: {host} is unknown here: {error.strerror}") from error
     name_only = not _is_address(host) and host != "localhost"
     if listen and name_only and ipaddress.ip_address(address).is_loopback:
