@@ -66,13 +66,18 @@ class Hosts:
         words = [*surroundings, str(self._folder / "hosts"), self.names[host]]
         return ["ip", "netns", "exec", f"{self._prefix}-{self.names[host]}", *words]
 
-    def cut_off(self, host: int) -> None:
-        """Unplugs a host from the private network."""
-        _ip("-n", f"{self._prefix}-switch", "link", "set", f"private{host}", "down")
-
-    def connect(self, host: int) -> None:
-        """Plugs it in again."""
-        _ip("-n", f"{self._prefix}-switch", "link", "set", f"private{host}", "up")
+    @contextlib.contextmanager
+    def cut_off(self, host: int, here: bool = False) -> Iterator[None]:
+        """A host is not in the private network; with `here` its own interface is down."""
+        namespace, name = ("switch", f"private{host}")
+        if here:
+            namespace, name = (self.names[host], "private")
+        link = ("-n", f"{self._prefix}-{namespace}", "link", "set", name)
+        _ip(*link, "down")
+        try:
+            yield
+        finally:
+            _ip(*link, "up")
 
     def __enter__(self) -> "Hosts":
         return self

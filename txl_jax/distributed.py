@@ -26,8 +26,11 @@ from txl_jax.errors import RESTART_STATUS, UserError
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 DEVICES = "JAX_LOCAL_DEVICE_IDS"
 _NAMES = (COORDINATOR, PROCESSES, PROCESS, DEVICES)
-HEARTBEAT_SECONDS = 20
-"""JAX ends every process that has not heard from process 0 for so long. Peers notice earlier."""
+HEARTBEAT_SECONDS = 40
+"""JAX ends every process that has not heard from process 0 for so long, or already for half of it.
+
+Peers notice earlier, and say more.
+"""
 VERDICT = "verdict"
 """The name in the store of what ends the run: an exit status, a space, and why."""
 _BEGUN = "begun"
