@@ -123,12 +123,12 @@ def test_the_trainer_refuses_before_anything_is_started(words, tmp_path):
 
 
 JOIN = "import sys; from txl_jax import distributed; from txl_jax.errors import run_command;"
-JOIN += "run_command(lambda words: distributed.join(distributed.Cluster({!r}, 2, {}), 3))"
+JOIN += "run_command(lambda words: distributed.join(distributed.Cluster({!r}, 2, {}), {}))"
 
 
-def join(address: str, process: int) -> tuple[int, str]:
+def join(address: str, process: int, seconds: float) -> tuple[int, str]:
     """Exit status and last line of a process that has nobody to meet."""
-    command = [sys.executable, "-c", JOIN.format(address, process)]
+    command = [sys.executable, "-c", JOIN.format(address, process, seconds)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     return done.returncode, done.stderr.splitlines()[-1]
 
@@ -136,18 +136,18 @@ def join(address: str, process: int) -> tuple[int, str]:
 @pytest.mark.parametrize("process", [0, 1])
 def test_who_does_not_meet_the_others_asks_to_be_started_again(process):
     address = f"127.0.0.1:{free_port()}"
-    assert join(address, process) == (75, f"lost: not all 2 processes came to {address} in time")
+    assert join(address, process, 3) == (75, f"lost: not all 2 processes came to {address} in time")
 
 
 def test_process_0_says_why_it_cannot_listen():
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         complaint = f"error: process 0 cannot listen at {address}: Address already in use"
-        status, line = join(address, 0)
+        status, line = join(address, 0, 60)
         assert status == 2 and line.startswith(complaint)
-    status, line = join("192.0.2.1:4321", 0)
+    status, line = join("192.0.2.1:4321", 0, 60)
     assert status == 2 and "192.0.2.1:4321: Cannot assign requested address" in line
-    status, line = join("no-such-host.invalid:4321", 1)
+    status, line = join("no-such-host.invalid:4321", 1, 60)
     assert status == 2 and line.startswith("error: --coordinator: no-such-host.invalid is unknown")
 
 
