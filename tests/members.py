@@ -40,8 +40,13 @@ class Members:
         *words: str,
         restarts: int | None = None,
         environs: list[dict[str, str]] | None = None,
+        within: list[list[str]] | None = None,
     ):
-        """`environs`: the variables by which each member finds its cluster, if not JAX's own."""
+        """
+        Args:
+          environs: the variables by which each member finds its cluster, if not JAX's own.
+          within: for each member the words before its command, a program that runs it elsewhere.
+        """
         folder.mkdir()
         self.logs = [folder / f"log.{i}" for i in range(number)]
         parent = (
@@ -57,7 +62,7 @@ class Members:
             with log.open("wb") as output:
                 self.started.append(
                     subprocess.Popen(
-                        command,
+                        [*(within[i] if within else []), *command],
                         cwd=ROOT,
                         env=os.environ | {"AWS_EC2_METADATA_DISABLED": "true"} | environs[i],
                         stdout=output,
@@ -100,6 +105,24 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def listening(pid: int) -> dict[str, set[int]]:
+    """The addresses and ports at which a process listens."""
+    sockets = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        sockets.add(os.readlink(entry))
+    found: dict[str, set[int]] = {}
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state != "0A" or f"socket:[{rest[5]}]" not in sockets:
+                continue
+            number, port = local.split(":")
+            words = [bytes.fromhex(number[i : i + 8])[::-1] for i in range(0, len(number), 8)]
+            address = socket.inet_ntop(family, b"".join(words)).removeprefix("::ffff:")
+            found.setdefault(address, set()).add(int(port, 16))
+    return found
 
 
 def say(*what: object) -> None:
@@ -150,7 +173,7 @@ def main(words: list[str]) -> int:
     say("process", os.getpid())
     with Peers.join(cluster) as peers:
         me = cluster.process if cluster else 0
-        say("NCCL_SOCKET_IFNAME", os.environ.get("NCCL_SOCKET_IFNAME"))
+        say("NCCL", *map(os.environ.get, ("NCCL_SOCKET_IFNAME", "NCCL_SOCKET_FAMILY")))
         return run(peers, me, Path(folder), int(steps), does, int(who or -1))
 
 

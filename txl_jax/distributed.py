@@ -1,15 +1,13 @@
 """How the processes of a run find one another, and the store that all of them read and write.
 
-Process 0 holds both JAX's coordination service and the store. All use of what JAX keeps private is
-here.
+Process 0 holds both JAX's coordination service and the store. What JAX keeps private is used here
+and in `interface`, nowhere else.
 """
 
 import errno
-import fcntl
 import ipaddress
 import os
 import socket
-import struct
 import sys
 import threading
 import time
@@ -22,19 +20,24 @@ from jax._src import clusters
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
+from txl_jax import interface
 from txl_jax.errors import RESTART_STATUS, UserError
 
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 DEVICES = "JAX_LOCAL_DEVICE_IDS"
 _NAMES = (COORDINATOR, PROCESSES, PROCESS, DEVICES)
-HEARTBEAT_SECONDS = 20
-"""JAX ends every process that has not heard from process 0 for so long. Peers notice earlier."""
+HEARTBEAT_SECONDS = 40
+"""JAX ends every process that has not heard from process 0 for so long, or already for half of it.
+
+Peers notice earlier, and say more.
+"""
 VERDICT = "verdict"
 """The name in the store of what ends the run: an exit status, a space, and why."""
 _BEGUN = "begun"
 _FOLDER = "txl/"
 _DAY_MS = 24 * 60 * 60 * 1000
-_SIOCGIFADDR = 0x8915
+_NO_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, socket.EAI_AGAIN}
+"""No route to the coordinator, or no answer to the question where it is."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def _detected(given: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
             "Kubernetes, or pass --local to train on this machine"
         )
     if missing:
-        raise UserError(f"{' and '.join(missing)} is missing: {', '.join(complete)} go together")
+        are = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'}"
+        raise UserError(f"{are} missing: {', '.join(complete)} go together")
     return complete, ranks[0] if ranks else None
 
 
@@ -165,14 +169,16 @@ def join(cluster: Cluster, timeout: float = 300.0) -> None:
     Raises:
       UserError: process 0 cannot listen at the coordinator's address, or its name is unknown.
     """
+    # JAX's own timeout ends the process by SIGABRT.
+    alarm = threading.Timer(timeout, _give_up, [cluster])
+    alarm.daemon = True
+    alarm.start()
     # Otherwise JAX ends all processes when one is lost, before anything can say which.
     jax.config.update("jax_enable_recoverability", True)
     host, _, port = cluster.coordinator.rpartition(":")
-    address = _address(host.strip("[]"), int(port), listen=cluster.process == 0)
-    _use_interface_towards(address, int(port))
-    end = time.monotonic() + timeout
+    address = _when_there_is_a_network(host.strip("[]"), int(port), listen=cluster.process == 0)
     while True:
-        _connect(cluster, address, int(port), end - time.monotonic())
+        _connect(cluster, address, int(port), timeout)
         store = Store()
         if _BEGUN not in store.all():
             break
@@ -182,6 +188,7 @@ def join(cluster: Cluster, timeout: float = 300.0) -> None:
         time.sleep(2)
     store.wait_for_all("joined")
     store.set_first(_BEGUN, "")
+    alarm.cancel()
 
 
 def name_of(process: int, host: str = "") -> str:
@@ -192,10 +199,6 @@ def name_of(process: int, host: str = "") -> str:
 def _connect(cluster: Cluster, address: str, port: int, timeout: float) -> None:
     devices = [int(number) for number in cluster.devices.split(",") if number]
     literal = f"[{address}]" if ":" in address else address
-    # JAX's own timeout ends the process by SIGABRT.
-    alarm = threading.Timer(timeout, _give_up, [cluster])
-    alarm.daemon = True
-    alarm.start()
     jax.distributed.initialize(
         f"{literal}:{port}",
         cluster.processes,
@@ -206,13 +209,31 @@ def _connect(cluster: Cluster, address: str, port: int, timeout: float) -> None:
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         initialization_timeout=round(timeout) + 60,
     )
-    alarm.cancel()
 
 
 def _give_up(cluster: Cluster) -> None:
     missing = f"not all {cluster.processes} processes came to {cluster.coordinator} in time"
     print(f"lost: {missing}", file=sys.stderr, flush=True)
     os._exit(RESTART_STATUS)
+
+
+def _when_there_is_a_network(host: str, port: int, listen: bool) -> str:
+    """The coordinator's address, once something is known about the way to it.
+
+    Who was cut off and is started again may have no network yet.
+    """
+    said = ""
+    while True:
+        try:
+            address = _address(host, port, listen)
+            interface.use_towards(address, port)
+            return address
+        except OSError as error:
+            if error.errno not in _NO_NETWORK:
+                raise
+            if said != (reason := f"waiting for the network, {host}: {error.strerror}"):
+                print(said := reason, file=sys.stderr, flush=True)
+            time.sleep(1)
 
 
 def _address(host: str, port: int, listen: bool) -> str:
@@ -223,6 +244,8 @@ def _address(host: str, port: int, listen: bool) -> str:
     try:
         family, *_, (address, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
+        if error.errno in _NO_NETWORK:
+            raise
         raise UserError(f"--coordinator: {host} is unknown here: {error.strerror}") from error
     name_only = not _is_address(host) and host != "localhost"
     if listen and name_only and ipaddress.ip_address(address).is_loopback:
@@ -252,23 +275,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _use_interface_towards(address: str, port: int) -> None:
-    """Lets NCCL use the network in which the coordinator is, and no other, unless told so."""
-    with socket.socket(
-        socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM
-    ) as probe:
-        probe.connect((address, port))  # sends nothing
-        own = probe.getsockname()[0]
-        for _, name in socket.if_nameindex() if ":" not in own else ():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-            except OSError:  # an interface without an address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == own:
-                os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
 
 
 class Store:

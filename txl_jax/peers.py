@@ -208,8 +208,9 @@ class Peers:
             checked = now
             if now - self._answered > SILENCE_SECONDS:
                 self._lose([0])
-            lives = list(self._lives.items())
-            if lost := [number for number, life in lives if now - life.seen > SILENCE_SECONDS]:
+            # Of the others we know nothing newer than the store's last answer.
+            lives, known = list(self._lives.items()), self._answered
+            if lost := [number for number, life in lives if known - life.seen > SILENCE_SECONDS]:
                 self._lose(lost)
 
     def _lose(self, numbers: list[int]) -> NoReturn:
