@@ -7,9 +7,10 @@ lifecycle rule of the bucket (AbortIncompleteMultipartUpload) takes it away.
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -100,11 +101,8 @@ class Bucket:
 
     def upload(self, name: str, path: Path) -> None:
         """As `Store.upload`; of a file that grows meanwhile, what was there at the beginning."""
-        where = (self._bucket, self._key(name))
         with self._translated(name):
-            self._client.upload_file(
-                str(path), *where, Config=_TRANSFER, Callback=lambda _: self._check_stopped()
-            )
+            self._client.upload_file(str(path), self._bucket, self._key(name), Config=_TRANSFER)
 
     def download(self, name: str, path: Path) -> None:
         """As `Store.download`."""
@@ -133,9 +131,10 @@ class Bucket:
         takes_back = event_name.endswith(".AbortMultipartUpload")
         if not (takes_back and "attempt=1;" in str(request.headers["amz-sdk-request"])):
             self._check_stopped()
+        if hasattr(request.body, "read"):
+            request.body = _Body(request.body, self._check_stopped)
 
     def _check_stopped(self) -> None:
-        """Called also while a file is sent, which can take long where it is sent slowly."""
         if self._stopped.is_set():
             raise StoreAway("given up")
 
@@ -167,6 +166,21 @@ class Bucket:
         if status in _REFUSED or code in _REFUSED_CODES:
             return StoreRefused(line)
         return FileNotFoundError(line) if code in _ABSENT_CODES else StoreAway(line)
+
+
+class _Body:
+    """What a request sends, but each piece only if `check` does not raise: one may be slow."""
+
+    def __init__(self, body: Any, check: Callable[[], None]):
+        self._body = body
+        self._check = check
+
+    def read(self, *size: int) -> bytes:
+        self._check()
+        return self._body.read(*size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
 
 
 def _line(error: BaseException) -> str:

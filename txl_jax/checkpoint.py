@@ -264,7 +264,8 @@ class Checkpoints:
         if self._mirror:
             if units:
                 job = partial(self._upload, new, list(units), set())
-                self._mirror.submit(new.saved.series or "latest", f"checkpoint {new.saved.path}", job)
+                what = f"checkpoint {new.saved.path}"
+                self._mirror.submit(new.saved.series or "latest", what, job)
             self._prune_copies(new.saved)
         elif self._process == 0 and not self._commit(new):
             self._waiting.append(new)
