@@ -49,5 +49,5 @@ def test_a_run_that_is_stopped_says_so_and_does_not_fail(s3, home, capsys):
     *_, last = capsys.readouterr().err.splitlines()
     assert last == (
         f"S3 has not got everything; only in {home.folder}: metrics.jsonl; the same command goes "
-        "on from the newest checkpoint in S3"
+        "on from what S3 has"
     )

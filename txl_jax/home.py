@@ -65,5 +65,5 @@ class Home:
                 only = f"S3 has not got everything; only in {self.folder}: {', '.join(left)}"
                 if not stopped:
                     raise UserError(f"{only}; give the same command again when S3 takes files")
-                goes_on = "the same command goes on from the newest checkpoint in S3"
+                goes_on = "the same command goes on from what S3 has"
                 print(f"{only}; {goes_on}", file=sys.stderr, flush=True)
