@@ -201,6 +201,8 @@ class ClusterConfig:
     all devices that it finds."""
     gpus: int = 1
     """Devices of each machine, for plans and reports."""
+    instance_type: str = "p3dn.24xlarge"
+    """Type of the EC2 instances that the launcher starts; its GPUs count there instead of gpus."""
     zero: Literal[0, 1] = 0
     """1: parameters and optimizer state are split over the devices, and gathered once a step. 0:
     every device holds them whole."""
