@@ -157,6 +157,10 @@ class OptimConfig:
     freeze_below: int = 0
     """The layers 0 … freeze_below - 1 are not trained."""
 
+    def peak_lr(self, batch: int) -> float:
+        """The highest learning rate: `lr`, scaled to `batch` where `lr_batch` says so."""
+        return self.lr * (batch / self.lr_batch if self.lr_batch else 1.0)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
