@@ -1,1 +1,1 @@
-"""Starts a run on hosts of AWS, prepares them, and leaves: `python -m launcher --config NAME`."""
+"""Rents hosts on AWS, prepares them, trains on all of them, and lets them stop by themselves."""
