@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -67,7 +67,7 @@ class Hosts:
         logging.getLogger("paramiko").setLevel(logging.CRITICAL)
         self.names = tuple(names)
         """For people: NAME-0, NAME-1 …, or as listed."""
-        self.addresses = tuple(connection.host for connection in connections)
+        self.addresses = tuple(str(connection.host) for connection in connections)
         """Where SSH finds them."""
         self._connections = tuple(connections)
         self._closed = threading.Event()
@@ -224,17 +224,14 @@ class Hosts:
         """What `do` returns for each host's number; all are done at the same time."""
         with ThreadPoolExecutor(len(self.names)) as pool:
             try:
-                return [found.result() for found in [*map(lambda i: pool.submit(do, i), self._all)]]
+                started = [pool.submit(do, index) for index in range(len(self.names))]
+                return [future.result() for future in started]
             except BaseException:  # Ctrl-C among others: the threads would wait on
                 self.close()
                 raise
 
-    @property
-    def _all(self) -> Iterable[int]:
-        return range(len(self.names))
-
     def _open(self, index: int) -> fabric.Connection:
-        connection = self._connections[index]
+        connection: Any = self._connections[index]
         if not connection.is_connected:
             try:
                 connection.open()
@@ -320,7 +317,7 @@ def _listed(text: str) -> list[str]:
 
 def _strict(connection: fabric.Connection) -> paramiko.SSHClient:
     """The connection's client, which from now on takes no key that it does not know."""
-    client = connection.client
+    client: Any = connection.client
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     return client
 

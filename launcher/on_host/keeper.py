@@ -14,6 +14,7 @@ Standard library only: it travels in the user data and runs before anything is i
 killed, the shutdown that it scheduled last goes on.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -112,10 +113,8 @@ def _end_trainer(folder: Path) -> None:
     """Asks a trainer that still runs to save and end."""
     began, pid = _changed(folder / PID), _number(folder / PID)
     if pid and began >= _changed(folder / BOOTED) and _changed(folder / STATUS) < began:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
 
 
 def _changed(path: Path) -> float:
