@@ -87,7 +87,9 @@ def _script(user: str, stop: StopRules) -> str:
     return textwrap.dedent(f"""\
         #!/bin/sh
         shutdown --no-wall -h +{first}
+        set -e
         home=$(getent passwd {shlex.quote(user)} | cut -d : -f 6)
+        [ -d "$home" ]
         owner=$(stat -c %u:%g "$home")
         umask 077
         mkdir -p "$home/txl"

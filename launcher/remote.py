@@ -110,7 +110,7 @@ class Hosts:
         Raises UserError: none is listed, one is there twice, one cannot be a host.
         """
         names = _listed(text)
-        connections: dict[tuple[str, str, int], fabric.Connection] = {}
+        connections: dict[Any, fabric.Connection] = {}
         for name in names:
             connection = fabric.Connection(name, connect_timeout=_CONNECT_SECONDS)
             where = (connection.user, connection.host, connection.port)
