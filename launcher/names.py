@@ -38,12 +38,17 @@ def check_run_name(name: str) -> str:
 
     Raises UserError if it cannot.
     """
-    if not _RUN_NAME.fullmatch(name):
+    if not is_run_name(name):
         raise UserError(
             f"{printable(name)!r} cannot be the name of a run: 1 to 40 small letters, digits and "
             "hyphens, the first no hyphen"
         )
     return name
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a run can have this name."""
+    return bool(_RUN_NAME.fullmatch(name))
 
 
 def printable(text: str) -> str:
