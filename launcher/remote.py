@@ -311,7 +311,7 @@ def _listed(text: str) -> list[str]:
         raise UserError(f"--hosts {text}: no host is listed; write user@a,user@b or a file of them")
     for name in names:
         if not _LISTED.fullmatch(name):
-            raise UserError(f"--hosts: {printable(name)!r} is no host; write user@host")
+            raise UserError(f"--hosts: {printable(name)} is no host; write user@host")
     return names
 
 
