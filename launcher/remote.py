@@ -32,7 +32,7 @@ HOME = "txl"
 LOST = -1
 """Stands for the exit status of a command whose connection was lost."""
 TIMED_OUT = 124
-_CONNECT_SECONDS = 10
+_CONNECT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.5
 _KEEPALIVE_SECONDS = 15
 _LONGEST_LINE = 300
@@ -89,7 +89,6 @@ class Hosts:
                 user=host.user,
                 port=22,
                 config=fabric.Config(lazy=True),
-                connect_timeout=_CONNECT_SECONDS,
                 connect_kwargs={
                     "key_filename": str(key_path),
                     "allow_agent": False,
@@ -112,7 +111,7 @@ class Hosts:
         names = _listed(text)
         connections: dict[Any, fabric.Connection] = {}
         for name in names:
-            connection = fabric.Connection(name, connect_timeout=_CONNECT_SECONDS)
+            connection = fabric.Connection(name)
             where = (connection.user, connection.host, connection.port)
             if where in connections:
                 raise UserError(f"--hosts has {name} twice; a host can be in a run once")
@@ -138,7 +137,7 @@ class Hosts:
         def answer(index: int) -> str:
             while not self._closed.is_set():
                 try:
-                    self._open(index)
+                    self._open(index, deadline - time.monotonic())
                     return ""
                 except BadHostKeyException:
                     failed.set()
@@ -230,9 +229,10 @@ class Hosts:
                 self.close()
                 raise
 
-    def _open(self, index: int) -> fabric.Connection:
+    def _open(self, index: int, patience: float = _CONNECT_SECONDS) -> fabric.Connection:
         connection: Any = self._connections[index]
         if not connection.is_connected:
+            connection.connect_timeout = min(max(patience, 1.0), _CONNECT_SECONDS)
             try:
                 connection.open()
             except BaseException:
@@ -311,7 +311,7 @@ def _listed(text: str) -> list[str]:
         raise UserError(f"--hosts {text}: no host is listed; write user@a,user@b or a file of them")
     for name in names:
         if not _LISTED.fullmatch(name):
-            raise UserError(f"--hosts: {printable(name)!r} is no host; write user@host")
+            raise UserError(f"--hosts: {printable(name)} is no host; write user@host")
     return names
 
 

@@ -31,7 +31,8 @@ class Folder:
     def file(self, name: str, minute: float, text: str = "") -> None:
         path = self.path / name
         path.write_text(text)
-        os.utime(path, (BOOT + minute * MINUTE,) * 2)
+        when = BOOT + minute * MINUTE
+        os.utime(path, (when, when))
 
     def stops(self, **rules: float) -> tuple[float, str]:
         """Minutes after the start, and why."""
