@@ -41,6 +41,8 @@ class Record:
     """The trainer's words as typed."""
     options: dict[str, Any]
     """The launcher's own options, as far as they make hosts what they are."""
+    zones: tuple[str, ...]
+    """In the order in which they are tried."""
     source: str
     """SHA-256 of the source's archive."""
     revision: str
@@ -99,8 +101,8 @@ def differences(record: Record, command: LaunchCommand) -> list[str]:
 def _parsed(content: Any) -> Record:
     """Raises one of several errors for what is no record."""
     texts = {name: content[name] for name in ("launch", "owner", "source", "revision", "started")}
-    words, known = content["words"], content["options"]
-    if not all(isinstance(text, str) for text in [*texts.values(), *words]):
+    words, zones, known = content["words"], content["zones"], content["options"]
+    if not all(isinstance(text, str) for text in [*texts.values(), *words, *zones]):
         raise TypeError("a text is none")
     hints = get_type_hints(LaunchCommand)
     if set(known) != set(_MAKE_HOSTS) or not all(
@@ -114,4 +116,5 @@ def _parsed(content: Any) -> Record:
         config=run_folder.parse_config(content["config"], "the launch record"),
         words=tuple(words),
         options=known,
+        zones=tuple(zones),
     )
