@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from txl_jax import logs, results, run_folder
+from txl_jax import heartbeat, logs, results, run_folder
 from txl_jax.errors import UserError
 from txl_jax.mirror import Mirror, pull
 from txl_jax.store import Store, check_store, is_remote, local_folder, open_store, patiently
@@ -47,7 +47,8 @@ class Home:
     def mirrored(self, primary: bool) -> Iterator[Mirror | None]:
         """Uploads in the background what is written in the folder; waits for it at the end.
 
-        Process 0 uploads the run's own files. What checkpoints upload, they say themselves.
+        Process 0 uploads the run's own files, each process its heartbeat. What checkpoints upload,
+        they say themselves.
 
         Raises UserError if the store does not come back in time: the files are in the folder.
         """
@@ -55,6 +56,7 @@ class Home:
             yield None
             return
         with Mirror(self.store, self.folder) as mirror:
+            mirror.watch(f"{heartbeat.FOLDER}/*.json")
             if primary:
                 mirror.watch(*_REPLACED, *_GROWING, f"{logs.EVENTS}*")
             yield mirror
