@@ -1,0 +1,176 @@
+"""Programs of a host that would change a machine or reach the network: they only write down.
+
+    stand_ins.py NAME WORDS…
+
+Each call is a line of JSON in /var/log/stand-ins.jsonl. Runs inside a host (host.py).
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from inside import CONTROL, LOGIN, POWERED_OFF, REBOOT, RECORD, TOOLS
+
+DRIVER = "580.95.05"
+_FOR_ROOT = [
+    *("apt", "apt-get", "halt", "modprobe", "poweroff", "reboot", "service", "shutdown", "snap"),
+    "update-initramfs",
+]
+
+
+def main(name: str, words: list[str]) -> int:
+    spec = json.loads(Path(TOOLS, "spec.json").read_text())
+    call = {"time": time.time(), "name": name, "words": words, "login": LOGIN in os.environ}
+    with open(RECORD, "a") as record:
+        record.write(json.dumps(call) + "\n")
+    if name in spec["broken"]:
+        return _fail(spec["broken"][name])
+    if name in _FOR_ROOT and LOGIN in os.environ:
+        return _fail(f"{name}: Permission denied, are you root?", 100)
+    act = globals().get(f"_{name.replace('-', '_')}")
+    return act(spec, words) or 0 if act else 0
+
+
+def _tell(*words: object) -> None:
+    """Hands a command to process 1."""
+    with open(CONTROL, "w") as control:
+        control.write(json.dumps([str(word) for word in words]) + "\n")
+
+
+def _shutdown(spec: dict[str, Any], words: list[str]) -> None:
+    """`shutdown [-hPrc] [+MINUTES|now|HH:MM]`; a minute has as many seconds as the cloud says."""
+    options = {word for word in words if word.startswith("-")}
+    if "-c" in options:
+        return _tell("stay")
+    when = next((word for word in words if not word.startswith("-")), "+1")
+    minutes = 0.0 if when == "now" else float(when.lstrip("+"))
+    _tell("off", minutes * spec["minute"], REBOOT if "-r" in options else POWERED_OFF)
+
+
+def _poweroff(_spec: dict[str, Any], _words: list[str]) -> None:
+    _tell("off", 0, POWERED_OFF)
+
+
+_halt = _poweroff
+
+
+def _reboot(_spec: dict[str, Any], _words: list[str]) -> None:
+    _tell("off", 0, REBOOT)
+
+
+def _systemctl(spec: dict[str, Any], words: list[str]) -> int | None:
+    verb, *units = [word for word in words if not word.startswith("-")] or [""]
+    if verb in ("poweroff", "reboot", "halt"):
+        return (_reboot if verb == "reboot" else _poweroff)(spec, units)
+    if verb == "is-active":
+        return 0
+    if LOGIN in os.environ:
+        return _fail("Interactive authentication required.")
+    for unit in units:
+        name = unit if "." in unit else f"{unit}.service"
+        path = Path("/etc/systemd/system") / name
+        if name in ("ssh.service", "sshd.service") and "start" in verb:
+            _tell("restart-ssh")
+        elif path.exists():
+            if verb == "enable":
+                wants = path.parent / "multi-user.target.wants"
+                wants.mkdir(exist_ok=True)
+                if not (wants / name).exists():
+                    (wants / name).symlink_to(path)
+            if verb in ("stop", "restart"):
+                _tell("stop", name)
+            if verb in ("start", "restart") or "--now" in words:
+                _tell("start", name)
+    return 0
+
+
+def _sudo(spec: dict[str, Any], words: list[str]) -> NoReturn:
+    user, keep = "root", False
+    environ = dict(os.environ)
+    while words and (words[0].startswith("-") or re.match(r"\w+=", words[0])):
+        word = words.pop(0)
+        if word == "--":
+            break
+        if word == "-u":
+            user = words.pop(0)
+        elif not word.startswith("-"):
+            name, _, value = word.partition("=")
+            environ[name] = value
+        keep = keep or word == "-E"
+    environ["USER"] = environ["LOGNAME"] = user
+    if user == "root":
+        environ.pop(LOGIN, None)
+        if not keep:
+            environ["HOME"] = "/root"
+    else:
+        environ |= {LOGIN: "1", "HOME": f"/home/{spec['user']}"}
+    os.execvpe(words[0], words, environ)
+
+
+def _apt_get(spec: dict[str, Any], words: list[str]) -> int:
+    driver = any(re.match(r"nvidia-(driver|headless|utils|open)", word) for word in words)
+    if "install" in words and driver and spec["gpus"]:
+        shutil.copy(f"{TOOLS}/nvidia-smi", "/usr/bin/nvidia-smi")
+    return 0
+
+
+_apt = _apt_get
+
+
+def _nvidia_smi(spec: dict[str, Any], words: list[str]) -> int:
+    memory = {"V100": (32768, 7.0), "A100": (40960, 8.0), "H100": (81559, 9.0)}
+    mebibytes, capability = memory.get(spec["gpu"], (24576, 8.6))
+    query = next((word for word in words if word.startswith("--query-gpu=")), "")
+    for index in range(spec["gpus"]):
+        values = {
+            "index": str(index),
+            "name": f"NVIDIA {spec['gpu']}",
+            "uuid": f"GPU-{index:08d}",
+            "driver_version": DRIVER,
+            "compute_cap": str(capability),
+            "memory.total": f"{mebibytes} MiB",
+        }
+        if query:
+            print(", ".join(values[field] for field in query.partition("=")[2].split(",")))
+        else:
+            print(f"GPU {index}: {values['name']} (UUID: {values['uuid']})")
+    return 0
+
+
+def _curl(_spec: dict[str, Any], _words: list[str]) -> int:
+    return _fail("curl: (6) Could not resolve host", 6)
+
+
+def _wget(_spec: dict[str, Any], _words: list[str]) -> int:
+    return _fail("wget: unable to resolve host address", 4)
+
+
+def _uv(_spec: dict[str, Any], words: list[str]) -> int:
+    """Instead of installing anything, links the environment that this Python belongs to."""
+    if words[:1] == ["venv"]:
+        _link_environment(next(word for word in words[1:] if not word.startswith("-")))
+    return 0
+
+
+def _link_environment(folder: str) -> None:
+    path = Path(folder)
+    if not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(Path(sys.executable).parent.parent)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
