@@ -32,15 +32,10 @@ from launcher.names import printable
 from txl_jax.config import nearest
 from txl_jax.errors import UserError
 
-_SETTINGS = Config(
-    connect_timeout=5,
-    # RunInstances takes its time when it starts many hosts.
-    read_timeout=60,
-    retries={"mode": "standard", "total_max_attempts": 5},
-    max_pool_connections=32,
-)
+_ATTEMPTS = 5
 _SIGNED_OFF = (LoginError, NoAuthTokenError, SSOError, TokenRetrievalError)
-_UNREACHABLE = (AwsConnectionError, HTTPClientError)
+UNREACHABLE = (AwsConnectionError, HTTPClientError)
+"""What boto3 raises when the network or AWS is away."""
 _NO_CREDENTIALS = (CredentialRetrievalError, NoCredentialsError, PartialCredentialsError)
 
 _DENIED = {
@@ -53,10 +48,11 @@ _UNKNOWN_KEYS = {
     *("InvalidToken", "SignatureDoesNotMatch", "UnrecognizedClientException"),
 }
 _CLOCK = {"RequestExpired", "RequestTimeTooSkewed"}
-_THROTTLED = {
+THROTTLED = {
     *("RequestLimitExceeded", "RequestThrottled", "SlowDown", "Throttling"),
     *("ThrottlingException", "TooManyRequestsException"),
 }
+"""Codes of answers that say: not so fast."""
 _QUOTAS = {"MaxSpotInstanceCountExceeded", "TooManyBuckets"}
 
 _ACTION = re.compile(r"perform:? ([a-z0-9-]+:[A-Za-z0-9*]+)")
@@ -79,7 +75,9 @@ class Account:
     user: str
     """The caller's short name: letters, digits, `.`, `_` and `-`."""
     _session: boto3.Session = field(repr=False, compare=False)
-    _clients: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
+    _clients: dict[tuple[str, str, int], Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
@@ -91,7 +89,7 @@ class Account:
         with explained():
             session = boto3.Session(region_name=region or None)
             chosen = _check_region(session)
-            identity = session.client("sts", config=_SETTINGS).get_caller_identity()
+            identity = session.client("sts", config=_settings(_ATTEMPTS)).get_caller_identity()
         caller, user = _who(identity["Arn"])
         return cls(chosen, identity["Account"], caller, user, session)
 
@@ -100,13 +98,17 @@ class Account:
         """First part of the account's ARNs: aws, aws-cn or aws-us-gov."""
         return self.caller.split(":")[1]
 
-    def client(self, service: str, region: str = "") -> Any:
-        """boto3's client of a service, in the account's region or another; threads may share it."""
-        key = service, region or self.region
+    def client(self, service: str, region: str = "", attempts: int = _ATTEMPTS) -> Any:
+        """boto3's client of a service, in the account's region or another; threads may share it.
+
+        Args:
+          attempts: how often a request is sent before AWS' refusal to serve it counts.
+        """
+        key = service, region or self.region, attempts
         with self._lock:  # a session must not make two clients at once
             if key not in self._clients:
                 self._clients[key] = self._session.client(
-                    service, region_name=key[1], config=_SETTINGS
+                    service, region_name=key[1], config=_settings(attempts)
                 )
             return self._clients[key]
 
@@ -134,6 +136,16 @@ def error_message(error: ClientError) -> str:
     """The words of AWS' answer in one line, without the encoded part that nobody can read."""
     message = _ENCODED.sub("", error.response.get("Error", {}).get("Message", ""))
     return printable(" ".join(message.split()))
+
+
+def _settings(attempts: int) -> Config:
+    return Config(
+        connect_timeout=5,
+        # RunInstances takes its time when it starts many hosts.
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        max_pool_connections=32,
+    )
 
 
 def _check_region(session: boto3.Session) -> str:
@@ -173,7 +185,7 @@ def _explain(error: Exception) -> str:
         return f"{line}: correct AWS_PROFILE, or run `aws configure --profile NAME`"
     if isinstance(error, (NoRegionError, InvalidRegionError)):
         return f"{line}: name a region with --region, or run `aws configure`"
-    if isinstance(error, _UNREACHABLE):
+    if isinstance(error, UNREACHABLE):
         return f"AWS cannot be reached ({line}): check the network and the region"
     return f"AWS: {line}"
 
@@ -193,7 +205,7 @@ def _explain_answer(error: ClientError) -> str:
         return f"AWS does not accept the credentials ({code}: {message}): run `aws configure`"
     if code in _CLOCK:
         return f"AWS finds the time of the request wrong ({code}): set this machine's clock"
-    if code in _THROTTLED:
+    if code in THROTTLED:
         return f"AWS asks to slow down ({code} at {operation}): try again in a minute"
     if code in _QUOTAS or code.endswith("LimitExceeded"):
         return f"a quota of the account is reached ({code}: {message}): raise it in Service Quotas"

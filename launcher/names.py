@@ -26,6 +26,8 @@ TAG_HOST_KEY = "txl:host-key"
 TAG_USER = "txl:user"
 """Login name on the hosts."""
 TAG_STARTED = "txl:started"
+TAG_STATE = "txl:state"
+"""The one tag that a host may set, on itself."""
 TAG_NAME = "Name"
 
 MADE_BY = "txl-launcher"
