@@ -260,7 +260,10 @@ def _check_earlier(account: Account, bucket: str, name: str, cfg: Config) -> Non
     content = objects.read_json(account, bucket, f"{folder}/{run_folder.CONFIG}")
     if content is None:
         return
-    there = run_folder.parse_config(content, f"s3://{bucket}/{folder}/{run_folder.CONFIG}")
+    try:
+        there = run_folder.parse_config(content, f"s3://{bucket}/{folder}/{run_folder.CONFIG}")
+    except UserError as error:
+        raise UserError(printable(str(error))) from error
     known = cfg.model.n_token or there.model.n_token
     here = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_token=known))
     if differ := run_folder.differences(there, here):
@@ -402,7 +405,7 @@ def _price_text(plan: Plan, rental: Rental) -> str:
 
 
 def _duration(hours: float) -> str:
-    minutes = math.ceil(60 * hours)
+    minutes = math.ceil(60 * hours - 1e-6)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
