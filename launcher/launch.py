@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from launcher import ec2, names, objects, plan, record, setup, speed, standing
+from launcher import ec2, listed, names, plan, record, setup, speed, standing
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
 from launcher.on_host.keeper import StopRules
@@ -31,6 +31,7 @@ from launcher.record import Record
 from launcher.remote import Hosts
 from launcher.request import Request, parse
 from launcher.runs import Host, Run
+from launcher.shared import Shared
 from launcher.source import Source, archive
 from launcher.standing import Standing
 from launcher.undo import Undo
@@ -55,7 +56,7 @@ def main(words: list[str]) -> int:
     plan.check(command.experiment)
     with _signals_as_interrupts(), tempfile.TemporaryDirectory(prefix="txl-") as folder:
         source = archive(ROOT, Path(folder), command.committed)
-        launch = _on_listed_hosts if command.hosts else _on_aws
+        launch = listed.launch if command.hosts else _on_aws
         return launch(request, source, console)
 
 
@@ -103,9 +104,17 @@ class _Launch:
         if any(host.state != "running" for host in run.hosts):
             return run, False
         made = standing.ensure(self.account, self.request.command)
-        with Hosts.of(run, made.key_path, self.request.command.private_ip) as hosts:
-            hosts.wait(SSH_SECONDS)
-            return run, setup.is_training(hosts)
+        try:
+            with Hosts.of(run, made.key_path, self.request.command.private_ip) as hosts:
+                hosts.wait(SSH_SECONDS)
+                return run, setup.is_training(hosts)
+        except (KeyboardInterrupt, UserError) as error:
+            # They may be training, so that they are left alone.
+            ids = ", ".join(host.instance_id for host in run.hosts)
+            raise UserError(
+                f"{error or 'interrupted'}; the hosts of {run.name} stand ({ids}): `python -m "
+                f"launcher kill {run.name}` ends them"
+            ) from error
 
     def start(self) -> Run:
         """Rents the hosts, or goes on with those of the same launch, and starts the trainers."""
@@ -124,7 +133,8 @@ class _Launch:
                     progress.watch(hosts.names, hosts.seconds)
                     progress.begin("SSH", SSH_SECONDS)
                     hosts.wait(SSH_SECONDS)
-                    for name, seconds in setup.phases(hosts, self._work(run), progress.say):
+                    work = self._work(made, run)
+                    for name, seconds in setup.phases(hosts, work, progress.say):
                         progress.begin(name, seconds)
                 undo.release()
             self._remember_speed(made)
@@ -149,12 +159,6 @@ class _Launch:
         """Notes what is launched, before anything is started."""
         known = self.plan.record
         again = known is not None and known.launch == launch
-        objects.write(
-            self.account,
-            made.bucket,
-            f"sources/{self.source.sha256}.tar.gz",
-            self.source.path.read_bytes(),
-        )
         written = Record(
             launch=launch,
             owner=self.account.caller,
@@ -198,15 +202,14 @@ class _Launch:
             prices=rental.prices,
         )
 
-    def _work(self, run: Run) -> setup.Work:
-        bucket = self.plan.logdir.removeprefix("s3://").split("/")[0]
+    def _work(self, made: Standing, run: Run) -> setup.Work:
         kind = self.rental.kind
         return setup.Work(
             name=run.name,
             config=self.request.command.experiment,
             words=self.request.trainer_words,
             logdir=self.plan.logdir,
-            output=f"s3://{bucket}/launches/{run.name}",
+            output=f"s3://{made.bucket}/launches/{run.name}",
             archive=self.source.path,
             sha256=self.source.sha256,
             coordinator=run.hosts[0].private_ip,
@@ -214,6 +217,7 @@ class _Launch:
             needs_driver=self.rental.image.needs_driver,
             efa_interfaces=kind.efa_interfaces,
             network_gbps=kind.network_gbps,
+            shared=Shared(self.account, made.bucket),
         )
 
     def _remember_speed(self, made: Standing) -> None:
@@ -223,10 +227,6 @@ class _Launch:
             speed.remember(
                 self.account, made.bucket, command.name, command.config, command.experiment
             )
-
-
-def _on_listed_hosts(request: Request, source: Source, console: Console) -> int:
-    raise NotImplementedError
 
 
 def _to_go_on_with(account: Account, planned: Plan, request: Request) -> Run | None:
