@@ -3,21 +3,11 @@
 A pytest plugin: test modules say `pytest_plugins = ["tests.launcher.cloud"]`.
 """
 
-import json
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import boto3
-import pytest
-from moto.core.responses import ActionResult, EmptyResult
-from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import ec2_backends
-from moto.ec2.responses import EC2Response
-from moto.iam.access_control import PermissionResult
-from moto.s3.models import FakeBucket
-from moto.server import ThreadedMotoServer
 
 from launcher.aws import Account
 
