@@ -1,6 +1,7 @@
 """Terminates the hosts of runs, after a question.
 
-What the runs have left in S3 stays. What was trained since the last checkpoint is lost; `stop` has hosts on demand save first.
+What the runs have left in S3 stays. What was trained since the last checkpoint is lost; `stop` has
+hosts on demand save first.
 """
 
 from dataclasses import dataclass
