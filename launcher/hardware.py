@@ -283,7 +283,7 @@ def _on_demand(account: Account, kind: InstanceType) -> float | None:
         "marketoption": "OnDemand",
     }
     try:
-        answer = account.client("pricing", told_in).get_products(
+        answer = account.client("pricing", told_in, attempts=2).get_products(
             ServiceCode="AmazonEC2",
             Filters=[
                 {"Type": "TERM_MATCH", "Field": field, "Value": value}
