@@ -70,9 +70,7 @@ def fetch(account: Account, name: str) -> Path:
     Raises UserError if it is not to be had: it is another user's, or was removed.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(
-            f"the hosts were not started by this launcher: key pair {printable(name)!r}"
-        )
+        raise UserError(f"{printable(name)!r} is not a key pair of this launcher")
     private = _stored(account, name) or _copy_of(account, name)
     if not private:
         raise UserError(f"there is no private half of the key pair {name}: {_parameter(name)}")
