@@ -107,8 +107,12 @@ class Account:
         key = service, region or self.region, attempts
         with self._lock:  # a session must not make two clients at once
             if key not in self._clients:
+                settings = _settings(attempts)
+                if service == "s3":
+                    # In some regions boto3 signs URLs as S3 refuses for buckets made since 2020.
+                    settings = settings.merge(Config(signature_version="s3v4"))
                 self._clients[key] = self._session.client(
-                    service, region_name=key[1], config=_settings(attempts)
+                    service, region_name=key[1], config=settings
                 )
             return self._clients[key]
 

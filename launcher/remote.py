@@ -71,6 +71,8 @@ class Hosts:
         """Where SSH finds them."""
         self._connections = tuple(connections)
         self._closed = threading.Event()
+        self._worked = [0.0] * len(self.names)
+        self._began: dict[int, float] = {}
 
     @staticmethod
     def of(run: Run, key_path: Path, private: bool) -> "Hosts":
@@ -207,6 +209,11 @@ class Hosts:
 
         self._raise(self._each(do))
 
+    def seconds(self) -> list[float]:
+        """For how long each host has been at work for us so far; any thread may ask."""
+        now, began = time.monotonic(), dict(self._began)
+        return [done + now - began.get(index, now) for index, done in enumerate(self._worked)]
+
     def close(self) -> None:
         """Closes all connections; what is under way on them fails."""
         self._closed.set()
@@ -221,9 +228,18 @@ class Hosts:
 
     def _each(self, do: Callable[[int], _T]) -> list[_T]:
         """What `do` returns for each host's number; all are done at the same time."""
+
+        def timed(index: int) -> _T:
+            self._began[index] = began = time.monotonic()
+            try:
+                return do(index)
+            finally:
+                self._worked[index] += time.monotonic() - began
+                del self._began[index]
+
         with ThreadPoolExecutor(len(self.names)) as pool:
             try:
-                started = [pool.submit(do, index) for index in range(len(self.names))]
+                started = [pool.submit(timed, index) for index in range(len(self.names))]
                 return [future.result() for future in started]
             except BaseException:  # Ctrl-C among others: the threads would wait on
                 self.close()
