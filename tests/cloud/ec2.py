@@ -73,6 +73,10 @@ class Ec2:
     """Zones without capacity."""
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Placement groups."""
+    quotas: dict[str, float] = field(default_factory=dict)
+    """vCPUs by the code of the quota; others are 1000."""
+    denied: set[str] = field(default_factory=set)
+    """Actions that a simulation of the caller's policies denies."""
     boots: dict[str, int] = field(default_factory=dict)
     """How often an instance was started again."""
     _requests: dict[str, tuple[str, Reservation]] = field(default_factory=dict)
@@ -110,6 +114,8 @@ class Ec2:
             "ec2:DeletePlacementGroup": self._delete_group,
             "ec2:DescribeSpotPriceHistory": self._spot_prices,
             "pricing:GetProducts": self._products,
+            "servicequotas:GetServiceQuota": self._quota,
+            "iam:SimulatePrincipalPolicy": self._simulate,
         }
         self.server.answers.update(answers)
         stack = contextlib.ExitStack()
@@ -384,6 +390,23 @@ class Ec2:
             for item in items
         )
         return f"<spotPriceHistorySet>{text}</spotPriceHistorySet><nextToken/>"
+
+    def _quota(self, call: Call) -> dict[str, Any]:
+        code = call.parameters["QuotaCode"]
+        return {"Quota": {"QuotaCode": code, "Value": self.quotas.get(code, 1000.0)}}
+
+    def _simulate(self, call: Call) -> str:
+        actions = [
+            value
+            for name, value in call.parameters.items()
+            if name.startswith("ActionNames.member.")
+        ]
+        members = "".join(
+            f"<member><EvalActionName>{action}</EvalActionName><EvalDecision>"
+            f"{'implicitDeny' if action in self.denied else 'allowed'}</EvalDecision></member>"
+            for action in actions
+        )
+        return f"<EvaluationResults>{members}</EvaluationResults><IsTruncated>false</IsTruncated>"
 
     def _products(self, call: Call) -> dict[str, Any]:
         wanted = {entry["Field"]: entry["Value"] for entry in call.parameters.get("Filters", [])}

@@ -14,7 +14,6 @@ Standard library only, so that a host starts in a fraction of a second.
 import contextlib
 import json
 import os
-import re
 import select
 import shutil
 import signal
@@ -45,7 +44,9 @@ class Init:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
         self.sshd: int | None = None
-        self.units: dict[str, int] = {}
+        self.services: dict[str, int] = {}
+        self.restarted: dict[str, list[str]] = {}
+        """Commands of services that are started again when they end."""
         self.off_at: float | None = None
         self.off_status = POWERED_OFF
         os.mkfifo(CONTROL)
@@ -66,8 +67,6 @@ class Init:
             self._write_host_key(data["ssh_keys"])
         if self.spec["ssh"] == "up":
             self.start_sshd()
-        for link in sorted(Path("/etc/systemd/system/multi-user.target.wants").glob("txl*")):
-            self.start_unit(link.name)
         if not os.fork():
             scripts = data["every_boot"] + (data["first_boot"] if self.spec["boot"] == 0 else [])
             for number, script in enumerate(scripts):
@@ -97,14 +96,12 @@ class Init:
         if self.sshd is not None:
             os.kill(self.sshd, signal.SIGTERM)
 
-    def start_unit(self, name: str) -> None:
-        """A service in /etc/systemd/system, with as much of its file as stands here."""
-        if name in self.units:
+    def start_service(self, name: str, command: list[str], restart: bool) -> None:
+        if name in self.services:
             return
-        text = (Path("/etc/systemd/system") / name).read_text()
-        command = re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)
-        if command:
-            self.units[name] = self._spawn(["/bin/sh", "-c", f"exec {command[1]}"], f"{name}.log")
+        self.services[name] = self._spawn(command, f"{name}.log")
+        if restart:
+            self.restarted[name] = command
 
     def _obey(self, text: bytes) -> None:
         *lines, self.pending = (self.pending + text).split(b"\n")
@@ -125,16 +122,21 @@ class Init:
             while self.sshd is not None:
                 self._reap()
             self.start_sshd()
-        elif verb == "start":
-            self.start_unit(words[0])
+        elif verb == "service":
+            name, restart, *command = words
+            self.start_service(name, command, restart == "True")
         elif verb == "stop":
-            os.kill(self.units.pop(words[0]), signal.SIGTERM)
+            self.restarted.pop(words[0], None)
+            os.kill(self.services.pop(words[0]), signal.SIGTERM)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
                 self.sshd = None if pid == self.sshd else self.sshd
-                self.units = {name: unit for name, unit in self.units.items() if unit != pid}
+                for name in [name for name, service in self.services.items() if service == pid]:
+                    del self.services[name]
+                    if name in self.restarted:
+                        self.start_service(name, self.restarted[name], restart=True)
 
     def _end_processes(self) -> None:
         """Asks all processes to end, and gives them a moment."""

@@ -162,14 +162,16 @@ def _read(environ: Environ) -> Call:
 
 
 def _success(call: Call, answer: str | dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+    if call.parameters.get("DryRun") == "true":
+        raise Refusal("DryRunOperation", "Request would have succeeded.", 412)
     if isinstance(answer, dict):
         start("200 OK", [("Content-Type", "application/x-amz-json-1.1")])
         return [json.dumps(answer).encode()]
     start("200 OK", [("Content-Type", "text/xml")])
-    name = f"{call.operation}Response"
-    space = "http://ec2.amazonaws.com/doc/2016-11-15/"
-    text = f'<{name} xmlns="{space}"><requestId>request</requestId>{answer}</{name}>'
-    return [text.encode()]
+    name = call.operation
+    if call.service != "ec2":
+        answer = f"<{name}Result>{answer}</{name}Result>"
+    return [f"<{name}Response><requestId>request</requestId>{answer}</{name}Response>".encode()]
 
 
 def _failure(call: Call, refusal: Refusal, start: Callable[..., Any]) -> list[bytes]:

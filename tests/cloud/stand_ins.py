@@ -73,21 +73,24 @@ def _systemctl(spec: dict[str, Any], words: list[str]) -> int | None:
         return 0
     if LOGIN in os.environ:
         return _fail("Interactive authentication required.")
-    for unit in units:
-        name = unit if "." in unit else f"{unit}.service"
-        path = Path("/etc/systemd/system") / name
-        if name in ("ssh.service", "sshd.service") and "start" in verb:
-            _tell("restart-ssh")
-        elif path.exists():
-            if verb == "enable":
-                wants = path.parent / "multi-user.target.wants"
-                wants.mkdir(exist_ok=True)
-                if not (wants / name).exists():
-                    (wants / name).symlink_to(path)
-            if verb in ("stop", "restart"):
-                _tell("stop", name)
-            if verb in ("start", "restart") or "--now" in words:
-                _tell("start", name)
+    if verb in ("stop", "restart"):
+        for unit in units:
+            _tell("restart-ssh" if unit in ("ssh", "sshd") else "stop", unit)
+    return 0
+
+
+def _systemd_run(_spec: dict[str, Any], words: list[str]) -> int:
+    """`systemd-run [OPTIONS] --unit=NAME [-p SETTING]… COMMAND WORDS…`"""
+    if LOGIN in os.environ:
+        return _fail("Interactive authentication required.")
+    name, restart = "unnamed", False
+    while words[0].startswith("-"):
+        word = words.pop(0)
+        setting = words.pop(0) if word == "-p" else word
+        if setting.startswith("--unit="):
+            name = setting.removeprefix("--unit=")
+        restart = restart or setting == "Restart=always"
+    _tell("service", name, restart, *words)
     return 0
 
 
