@@ -31,6 +31,7 @@ from launcher.record import Record
 from launcher.remote import Hosts
 from launcher.request import Request, parse
 from launcher.runs import Host, Run
+from launcher.shared import Shared
 from launcher.source import Source, archive
 from launcher.standing import Standing
 from launcher.undo import Undo
@@ -202,7 +203,6 @@ class _Launch:
         bucket = self.plan.logdir.removeprefix("s3://").split("/")[0]
         kind = self.rental.kind
         return setup.Work(
-            name=run.name,
             config=self.request.command.experiment,
             words=self.request.trainer_words,
             logdir=self.plan.logdir,
@@ -214,6 +214,7 @@ class _Launch:
             needs_driver=self.rental.image.needs_driver,
             efa_interfaces=kind.efa_interfaces,
             network_gbps=kind.network_gbps,
+            shared=Shared(self.account, bucket),
         )
 
     def _remember_speed(self, made: Standing) -> None:
