@@ -13,6 +13,7 @@ from launcher.aws import Account
 from launcher.progress import Progress
 from launcher.record import Record
 from launcher.runs import Run
+from launcher.shared import Shared
 from launcher.source import Source
 from txl_jax.errors import UserError
 
@@ -75,7 +76,6 @@ def train(
     image = hardware.image(account, kind, known.options["image"])
     bucket = run.logdir.removeprefix("s3://").split("/")[0]
     work = setup.Work(
-        name=run.name,
         config=known.config,
         words=known.words,
         logdir=run.logdir,
@@ -87,6 +87,7 @@ def train(
         needs_driver=image.needs_driver,
         efa_interfaces=kind.efa_interfaces,
         network_gbps=kind.network_gbps,
+        shared=Shared(account, bucket),
     )
     with Progress(console) as progress:
         progress.begin("SSH", reach.WAIT_SECONDS)

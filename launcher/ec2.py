@@ -350,7 +350,7 @@ def _parameters(account: Account, order: Order, zone: str) -> dict[str, Any]:
         parameters["CapacityReservationSpecification"] = {
             "CapacityReservationTarget": {"CapacityReservationId": reserved}
         }
-    elif zone in standing.placement_groups:
+    elif zone in standing.placement_groups and order.kind.clusters:
         parameters["Placement"] = {"GroupName": standing.placement_groups[zone]}
     parameters["TagSpecifications"] = [{"ResourceType": kind, "Tags": tags} for kind in tagged]
     return parameters

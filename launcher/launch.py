@@ -205,7 +205,6 @@ class _Launch:
     def _work(self, made: Standing, run: Run) -> setup.Work:
         kind = self.rental.kind
         return setup.Work(
-            name=run.name,
             config=self.request.command.experiment,
             words=self.request.trainer_words,
             logdir=self.plan.logdir,
@@ -217,7 +216,7 @@ class _Launch:
             needs_driver=self.rental.image.needs_driver,
             efa_interfaces=kind.efa_interfaces,
             network_gbps=kind.network_gbps,
-            shared=Shared(self.account, made.bucket),
+            shared=Shared(self.account, bucket),
         )
 
     def _remember_speed(self, made: Standing) -> None:

@@ -54,8 +54,6 @@ _DATA, _HEALTH = 3600.0, 300.0
 class Work:
     """What hosts are prepared for."""
 
-    name: str
-    """Name of the run."""
     config: Config
     words: tuple[str, ...]
     """Words of the trainer as typed: `--config NAME …`, without cluster addresses and --logdir."""
@@ -301,11 +299,18 @@ def _train_script(work: Work, process: int, command: tuple[str, ...]) -> str:
         "umask 077\n"
         "cd ~/txl/work\n"
         ". ../environment.sh\n"
-        # Ctrl-C and the end of the session reach the trainer, which saves; this script waits.
-        "trap : INT TERM HUP\n"
         f"rm -f ../{keeper.STATUS}\n"
         f"{beats}"
-        f"{quoted([_PYTHON, *output, _PYTHON, *command])}\n"
-        f"echo $? >../{keeper.STATUS}.tmp\n"
+        f"{quoted([_PYTHON, *output, _PYTHON, *command])} &\n"
+        # The end of the session reaches this shell only; Ctrl-C reaches the trainer by itself.
+        "trap 'again=1; kill -TERM $!' TERM HUP\n"
+        "trap again=1 INT\n"
+        "again=1\n"
+        "while [ $again = 1 ]; do\n"
+        "    again=0\n"
+        "    wait $!\n"  # a signal ends it too
+        "    code=$?\n"
+        "done\n"
+        f"echo $code >../{keeper.STATUS}.tmp\n"
         f"mv ../{keeper.STATUS}.tmp ../{keeper.STATUS}\n"
     )

@@ -17,10 +17,10 @@ from launcher import lookup, reach
 from launcher.aws import Account
 from launcher.options import OnHosts, RunName
 from launcher.runs import Host, Run
-from launcher.setup import SESSION
 from txl_jax.errors import UserError
 
-_ATTACH = f'tmux attach -t {SESSION} 2>/dev/null || exec "${{SHELL:-/bin/bash}}" -l'
+# The session's name is that of on_host/start.sh.
+_ATTACH = 'tmux attach -t =txl 2>/dev/null || exec "${SHELL:-/bin/bash}" -l'
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,6 +39,9 @@ def run(number: int, folder: str, command: list[str], home: Path) -> int:
     _link(home / LINK, path.name)
     with path.open("ab") as file, _uploading(store, path):
         file.write(f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+        early: list[int] = []
+        # Before the child is there, as it would ignore what a shell's background job ignores.
+        _on_signals(early.append)
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -46,8 +49,9 @@ def run(number: int, folder: str, command: list[str], home: Path) -> int:
             stderr=subprocess.STDOUT,
             process_group=0,  # a terminal's Ctrl-C reaches it once, from here
         )
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda number, _: child.send_signal(number))
+        _on_signals(child.send_signal)
+        for received in early:
+            child.send_signal(received)
         storage.write_text(home / PID, f"{child.pid}\n")
         assert child.stdout
         while part := child.stdout.read1(1 << 16):  # pyright: ignore[reportAttributeAccessIssue]
@@ -58,6 +62,11 @@ def run(number: int, folder: str, command: list[str], home: Path) -> int:
                 sys.stdout.buffer.flush()
         status = child.wait()
     return status if status >= 0 else 128 - status
+
+
+def _on_signals(act: Callable[[int], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: act(number))
 
 
 def _bring(store: Store, path: Path) -> None:

@@ -23,7 +23,7 @@ from moto.ec2.models.instances import Instance
 from moto.iam.models import iam_backends
 from moto.sts.models import sts_backends
 
-from tests.cloud import cloud_init, ec2, linux
+from tests.cloud import cloud_init, ec2, linux, s3
 from tests.cloud.inside import REBOOT
 from tests.cloud.machines import Machines, Spec
 from tests.cloud.metadata import Metadata
@@ -116,6 +116,7 @@ class LocalCloud:
         self._stack.callback(self.machines.close)
         self.ec2 = ec2.Ec2(self.server, REGION, self._start_host, self._end_host)
         self._stack.enter_context(self.ec2.open(NETWORK))
+        self._stack.enter_context(s3.as_over_tls())
         self.metadata = Metadata(self._values, self._credentials)
         self.server.folders["hosts"] = self.metadata.answer
         self.environ = self.user("laptop")

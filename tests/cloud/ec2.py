@@ -247,6 +247,7 @@ class Ec2:
             for instance in reservation.instances:
                 _set(instance, _PENDING)
                 instance.placement.group_name = parameters.get("Placement.GroupName", "")
+                instance.security_groups = list(instance.nics[0].group_set)
                 self._set_public_address(instance, 0)
                 if any(profile):
                     self.backend.associate_iam_instance_profile(instance.id, *profile)

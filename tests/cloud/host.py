@@ -31,8 +31,9 @@ from inside import CONTROL, LOGIN, POWERED_OFF, TOOLS
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STAND_INS = [
-    *("apt", "apt-get", "curl", "halt", "modprobe", "nvidia-smi", "poweroff", "reboot", "service"),
-    *("shutdown", "snap", "sudo", "systemctl", "systemd-run", "update-initramfs", "uv", "wget"),
+    *("apt", "apt-get", "curl", "halt", "id", "modprobe", "nvidia-smi", "poweroff", "python3"),
+    *("reboot", "service", "shutdown", "snap", "sudo", "systemctl", "systemd-run"),
+    *("update-initramfs", "wget"),
 ]
 _LATER = {"nvidia-smi"}
 """Stand-ins that are there only once something installed them."""

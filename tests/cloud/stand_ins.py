@@ -5,20 +5,25 @@
 Each call is a line of JSON in /var/log/stand-ins.jsonl. Runs inside a host (host.py).
 """
 
+import io
 import json
 import os
 import re
 import shutil
 import sys
+import tarfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from inside import CONTROL, LOGIN, POWERED_OFF, REBOOT, RECORD, TOOLS
 
 DRIVER = "580.95.05"
+EFA_INSTALLER = "https://efa-installer.amazonaws.com/aws-efa-installer-latest.tar.gz"
 _FOR_ROOT = [
     *("apt", "apt-get", "halt", "modprobe", "poweroff", "reboot", "service", "shutdown", "snap"),
     "update-initramfs",
@@ -147,27 +152,80 @@ def _nvidia_smi(spec: dict[str, Any], words: list[str]) -> int:
     return 0
 
 
-def _curl(_spec: dict[str, Any], _words: list[str]) -> int:
-    return _fail("curl: (6) Could not resolve host", 6)
+def _curl(_spec: dict[str, Any], words: list[str]) -> int:
+    """Fetches from the local cloud only; of other places, knows the installer of EFA."""
+    urls = [word for word in words if "://" in word]
+    if "-" in words:
+        urls += re.findall(r'^url = "(.*)"$', sys.stdin.read(), re.MULTILINE)
+    if urls == [EFA_INSTALLER]:
+        content = _efa_installer()
+    elif urls and urlsplit(urls[0]).hostname == "127.0.0.1":
+        with urllib.request.urlopen(urls[0]) as answer:
+            content = answer.read()
+    else:
+        return _fail("curl: (6) Could not resolve host", 6)
+    if "-o" in words:
+        Path(words[words.index("-o") + 1]).write_bytes(content)
+    else:
+        sys.stdout.buffer.write(content)
+    return 0
+
+
+def _efa_installer() -> bytes:
+    """What it leaves is what others look for."""
+    folder = "/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu"
+    lines = ["#!/bin/sh", f"mkdir -p /opt/amazon/efa {folder}", f"touch {folder}/libnccl-net.so"]
+    script = "\n".join([*lines, ""]).encode()
+    entry = tarfile.TarInfo("aws-efa-installer/efa_installer.sh")
+    entry.mode, entry.size = 0o755, len(script)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.addfile(entry, io.BytesIO(script))
+    return packed.getvalue()
 
 
 def _wget(_spec: dict[str, Any], _words: list[str]) -> int:
     return _fail("wget: unable to resolve host address", 4)
 
 
-def _uv(_spec: dict[str, Any], words: list[str]) -> int:
-    """Instead of installing anything, links the environment that this Python belongs to."""
-    if words[:1] == ["venv"]:
-        _link_environment(next(word for word in words[1:] if not word.startswith("-")))
+def _id(_spec: dict[str, Any], words: list[str]) -> int:
+    """Who logged in is not root, though the files are root's."""
+    name, number = ("ubuntu", 1000) if LOGIN in os.environ else ("root", 0)
+    print({"-u": str(number), "-un": name}.get("".join(words), f"uid={number}({name})"))
     return 0
 
 
-def _link_environment(folder: str) -> None:
-    path = Path(folder)
-    if not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(Path(sys.executable).parent.parent)
+def _python3(spec: dict[str, Any], words: list[str]) -> int:
+    """The Python of the tests; instead of installing anything, it makes that environment seen."""
+    if words[:2] == ["-m", "ensurepip"]:
+        return 0
+    if words and words[0].endswith("/install.py"):
+        return _make_environment(spec, Path(words[1]))
+    python = os.path.realpath(sys.executable)
+    os.execv(python, [python, *words])
+
+
+def _make_environment(spec: dict[str, Any], folder: Path) -> int:
+    """A virtual environment that shows the packages of the tests' own.
+
+    Where JAX is to use GPUs it gets as many devices of the CPU.
+    """
+    python = Path(os.path.realpath(sys.executable))
+    own = Path(sys.executable).parent.parent
+    (folder / "bin").mkdir(parents=True, exist_ok=True)
+    for name in ("python", "python3"):
+        (folder / "bin" / name).unlink(missing_ok=True)
+        (folder / "bin" / name).symlink_to(python)
+    (folder / "pyvenv.cfg").write_text(f"home = {python.parent}\n")
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = folder / "lib" / version / "site-packages"
+    packages.mkdir(parents=True, exist_ok=True)
+    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(spec["gpus"])}
+    seen = "'cuda' in os.environ.get('JAX_PLATFORMS', '')"
+    (packages / "local_cloud.pth").write_text(
+        f"{own}/lib/{version}/site-packages\nimport os; {seen} and os.environ.update({devices})\n"
+    )
+    return 0
 
 
 def _fail(message: str, status: int = 1) -> int:

@@ -109,7 +109,8 @@ class Cloud:
 
     def public_parameter(self, name: str, value: str) -> None:
         """An SSM parameter of AWS itself, which nobody else can make."""
-        ssm_backends[ACCOUNT][REGION]._parameters[name].append(
+        versions: list[Any] = ssm_backends[ACCOUNT][REGION]._parameters[name]
+        versions.append(
             Parameter(
                 account_id=ACCOUNT,
                 name=name,

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -34,13 +35,15 @@ class Server:
         """Comes first in PATH."""
         for path in (self.home, self.tools):
             path.mkdir(parents=True)
+        self.tmux = Path(tempfile.mkdtemp(prefix="tmux-"))  # its socket's path has to be short
         key = folder / "host_key"
         key.write_text(host_key.private)
         key.chmod(0o600)
         environ = {
             "HOME": self.home,
             "PATH": f"{self.tools}:{os.environ['PATH']}",
-            "TMUX_TMPDIR": folder,
+            "TMUX_TMPDIR": self.tmux,
+            **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
         }
         settings = f"""
             ListenAddress {self.address}:22
@@ -84,6 +87,13 @@ class Server:
             for pid in children.stdout.split():
                 subprocess.run(["kill", pid], stderr=subprocess.DEVNULL)
             self.process = None
+
+    def remove(self) -> None:
+        """Ends what may go on in tmux."""
+        self.stop()
+        environ = os.environ | {"TMUX_TMPDIR": str(self.tmux)}
+        subprocess.run(["tmux", "kill-server"], env=environ, stderr=subprocess.DEVNULL)
+        shutil.rmtree(self.tmux)
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
@@ -171,4 +181,4 @@ def machines(tmp_path: Path) -> Iterator[Callable[[int], Machines]]:
     yield start
     for some in found:
         for server in some.servers:
-            server.stop()
+            server.remove()

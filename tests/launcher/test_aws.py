@@ -139,7 +139,7 @@ def test_a_caller_has_a_name_that_stays_and_that_files_can_have(
     arn, caller, user, monkeypatch, cloud
 ):
     def as_somebody(session: boto3.Session, *words: Any, **more: Any) -> Any:
-        client = own(session, *words, **more)
+        client: Any = own(session, *words, **more)
         client.get_caller_identity = lambda: {"Arn": arn, "Account": "1"}
         return client
 

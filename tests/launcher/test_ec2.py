@@ -206,6 +206,12 @@ def test_hosts_have_role_key_user_data_group_and_place(cloud, account, order):
         assert [group.id for group in instance.nics[0].group_set] == [order.standing.security_group]
 
 
+def test_hosts_of_types_that_cannot_stand_close_are_in_no_group(cloud, account, order):
+    kind = dataclasses.replace(order.kind, clusters=False)
+    start(account, dataclasses.replace(order, kind=kind))
+    assert "Placement" not in request(cloud)
+
+
 def interfaces(cloud: Cloud) -> list[tuple[int, int, str, bool | None]]:
     return [
         (

@@ -63,11 +63,16 @@ def test_a_type_without_gpus_has_none(account):
     assert (kind.memory_gib, kind.vcpus) == (4.0, 2)
 
 
+def test_burstable_types_cannot_stand_close_together(account):
+    assert not hardware.describe(account, "t3.large").clusters
+
+
 def test_gpus_of_another_maker_do_not_count(account, monkeypatch):
     own = EC2Response.describe_instance_types
 
     def of_another_maker(response: EC2Response) -> Any:
-        told = copy.deepcopy([dict(kind) for kind in own(response).result["InstanceTypes"]])
+        found: Any = own(response).result
+        told = copy.deepcopy([dict(kind) for kind in found["InstanceTypes"]])
         told[0]["GpuInfo"]["Gpus"][0]["Manufacturer"] = "AMD"
         return ActionResult({"InstanceTypes": told})
 
