@@ -216,7 +216,7 @@ class _Launch:
             needs_driver=self.rental.image.needs_driver,
             efa_interfaces=kind.efa_interfaces,
             network_gbps=kind.network_gbps,
-            shared=Shared(self.account, bucket),
+            shared=Shared(self.account, made.bucket),
         )
 
     def _remember_speed(self, made: Standing) -> None:
