@@ -8,6 +8,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -23,7 +24,7 @@ from moto.ec2.models.instances import Instance
 from moto.iam.models import iam_backends
 from moto.sts.models import sts_backends
 
-from tests.cloud import cloud_init, ec2, linux, s3
+from tests.cloud import cloud_init, ec2, linux, policy, s3
 from tests.cloud.inside import REBOOT
 from tests.cloud.machines import Machines, Spec
 from tests.cloud.metadata import Metadata
@@ -119,6 +120,7 @@ class LocalCloud:
         self._stack.enter_context(s3.as_over_tls())
         self.metadata = Metadata(self._values, self._credentials)
         self.server.folders["hosts"] = self.metadata.answer
+        self.server.checks.append(self._check_role)
         self.environ = self.user("laptop")
 
     @property
@@ -282,6 +284,37 @@ class LocalCloud:
         if instance.state == "running":
             self.ec2.take_back(instance)
 
+    def _check_role(self, call: Call) -> None:
+        """Hosts may do what the policies of their role say, and nothing else."""
+        host = next((h for h, k in self._keys.items() if k["AccessKeyId"] == call.access_key), "")
+        if not host or call.service == "sts":
+            return
+        context: policy.Context = {"aws:userid": f"AROA:{host}"}
+        if call.service == "s3":
+            action, resource = policy.asked_of_s3(call)
+        else:
+            action = f"{call.service}:{call.operation}"
+            target = call.parameters.get("ResourceId.1", "*")
+            resource = f"arn:aws:ec2:{REGION}:{ec2.ACCOUNT}:instance/{target}"
+            tagged = [k for k in call.parameters if re.fullmatch(r"Tag\.\d+\.Key", k)]
+            context["ec2:InstanceID"] = target
+            context["aws:TagKeys"] = [call.parameters[key] for key in tagged]
+        documents = list(self._role(host).policies.values())
+        if not policy.allows(documents, action, resource, context):
+            message = f"{host} is not authorized to perform: {action} on resource: {resource}"
+            raise Refusal(
+                "UnauthorizedOperation" * (call.service == "ec2") or "AccessDenied", message, 403
+            )
+
+    def _role(self, host: str) -> Any:
+        """moto's role of a host's instance profile; None without one."""
+        instance = self.ec2.instance(host)
+        if not instance.iam_instance_profile:
+            return None
+        arn = instance.iam_instance_profile["Arn"]
+        profiles = iam_backends[ec2.ACCOUNT]["aws"].get_instance_profiles()
+        return next(iter(next(p for p in profiles if p.arn == arn).roles))
+
     def _values(self, name: str) -> dict[str, str] | None:
         """What the instance metadata service tells a host."""
         found = [i for i in self.ec2.instances() if i.id == name]
@@ -301,13 +334,9 @@ class LocalCloud:
 
     def _credentials(self, name: str) -> tuple[str, dict[str, str]] | None:
         """The name of a host's role, and what it may sign with."""
-        instance = self.ec2.instance(name)
-        if not instance.iam_instance_profile:
+        role = self._role(name)
+        if role is None:
             return None
-        arn = instance.iam_instance_profile["Arn"]
-        iam = iam_backends[ec2.ACCOUNT]["aws"]
-        profile = next(p for p in iam.get_instance_profiles() if p.arn == arn)
-        role = next(iter(profile.roles))
         if name not in self._keys:
             given = sts_backends[ec2.ACCOUNT]["aws"].assume_role(
                 REGION, name, role.arn, "", 6 * 3600, ""

@@ -279,6 +279,8 @@ def _install(spec: dict[str, Any], root: Path) -> None:
     with open(root / "etc/shadow", "a") as shadow:
         shadow.write(f"{user}:*:19000:0:99999:7:::\n")
     (root / "etc/hostname").write_text(spec["hostname"] + "\n")
+    with open(root / "etc/hosts", "a") as hosts:
+        hosts.write(f"{spec['addresses'][0]} {spec['hostname']}\n")
     ssh = home / ".ssh"
     ssh.mkdir(mode=0o700, exist_ok=True)
     (ssh / "authorized_keys").write_text(spec["authorized_key"] + "\n")

@@ -33,6 +33,7 @@ class Call:
     operation: str
     """RunInstances, GetParameter, …; of S3 the method: PUT, GET, …"""
     path: str
+    query: str
     parameters: dict[str, Any]
     access_key: str
     region: str
@@ -158,7 +159,8 @@ def _read(environ: Environ) -> Call:
         else:
             parameters = dict(parse_qsl(body.decode(), keep_blank_values=True))
             operation = parameters.get("Action", "")
-    return Call(service, operation, environ["PATH_INFO"], parameters, key, region)
+    path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+    return Call(service, operation, path, query, parameters, key, region)
 
 
 def _success(call: Call, answer: str | dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
