@@ -19,7 +19,8 @@ from pathlib import Path
 
 from launcher.on_host.keeper import PID
 from txl_jax import storage
-from txl_jax.store import Store, open_store, patiently
+from txl_jax.errors import run_command
+from txl_jax.store import Store, open_store
 
 LINK = "output.txt"
 _EVERY_SECONDS = 20.0
@@ -70,9 +71,9 @@ def _on_signals(act: Callable[[int], None]) -> None:
 
 
 def _bring(store: Store, path: Path) -> None:
-    """Brings what an earlier host of the same number has printed."""
-    with contextlib.suppress(FileNotFoundError):
-        patiently(lambda: store.download(path.name, path), _PATIENCE)
+    """Brings what an earlier host of the same number has printed, if S3 is there."""
+    with contextlib.suppress(OSError):
+        store.download(path.name, path)
 
 
 def _link(link: Path, target: str) -> None:
@@ -116,6 +117,10 @@ def _uploading(store: Store | None, path: Path) -> Iterator[None]:
         thread.join()
 
 
+def main(words: list[str]) -> int:
+    number, folder, *command = words
+    return run(int(number), folder, command, Path.home() / "txl")
+
+
 if __name__ == "__main__":
-    number, folder, *command = sys.argv[1:]
-    sys.exit(run(int(number), folder, command, Path.home() / "txl"))
+    run_command(main)

@@ -10,4 +10,4 @@ for _ in $(seq 300); do
     [ ! -e status ] || break
     sleep 0.1
 done
-fail "the trainer did not start: $(tmux capture-pane -p -t =txl: 2>/dev/null | grep . | tail -n 1)"
+fail "the trainer did not start: $(tmux capture-pane -p -t =txl: 2>/dev/null | grep -v '^Pane is dead' | grep . | tail -n 1)"

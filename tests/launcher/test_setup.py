@@ -484,7 +484,7 @@ class Unreachable(Shared):
 def test_a_bucket_that_hosts_cannot_read(cloud, bench):
     some = bench(1)
     some.servers[0].tool("curl", 'exec /usr/bin/curl "$@" --retry 0')
-    with pytest.raises(UserError, match="night-0: curl: .* connect"):
+    with pytest.raises(UserError, match=r"night-0: curl: .* connect"):
         some.do(phases=3, shared=Unreachable(cloud.shared.account, cloud.s3.bucket))
 
 
