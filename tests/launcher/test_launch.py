@@ -39,8 +39,8 @@ LATER_STEPS = [
 ]
 START = (
     "import sys\n"
-    "from launcher import __main__, launch\n"
-    "launch.SSH_SECONDS = {ssh_seconds}\n"
+    "from launcher import __main__, launch, listed\n"
+    "launch.SSH_SECONDS = listed.SSH_SECONDS = {ssh_seconds}\n"
     "sys.argv[0] = 'launcher'\n"
     "__main__._run()\n"
 )

@@ -40,6 +40,7 @@ class Room:
             KeyName="me",
             MinCount=2,
             MaxCount=2,
+            SubnetId=ec2.describe_subnets()["Subnets"][0]["SubnetId"],
             UserData=user_data(host_key, USER, None),
         )
         self.machines = [str(instance.private_ip) for instance in cloud.instances()]
@@ -53,14 +54,14 @@ class Room:
         }
         self.commands: list[Command] = []
 
-    def start(self, *words: str, hosts: str = "") -> Command:
+    def start(self, *words: str, hosts: str = "", ssh_seconds: float = 60.0) -> Command:
         typed = [f"--hosts={hosts or self.hosts}", "--name=a", *SMALL]
         typed += [f"--logdir={self.shared}/a", *words]
-        self.commands.append(Command(self.environ, typed))
+        self.commands.append(Command(self.environ, typed, ssh_seconds))
         return self.commands[-1]
 
-    def run(self, *words: str, hosts: str = "") -> Command:
-        command = self.start(*words, hosts=hosts)
+    def run(self, *words: str, hosts: str = "", ssh_seconds: float = 60.0) -> Command:
+        command = self.start(*words, hosts=hosts, ssh_seconds=ssh_seconds)
         command.end()
         return command
 
@@ -84,6 +85,7 @@ def until(reached: Any) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_it_trains_on_them_without_aws(room, cloud):
     asked = len(cloud.calls)
     long = ["--max-tokens=99999999"]
@@ -115,7 +117,7 @@ def test_it_trains_on_them_without_aws(room, cloud):
 def test_what_cannot_be_is_one_line(room, hosts, words, complaint):
     first, second = room.machines
     named = hosts.format(f"{USER}@{first}", f"{USER}@{second}")
-    found = refused(room.run(*words, hosts=named))
+    found = refused(room.run(*words, hosts=named, ssh_seconds=5.0))
     assert complaint.format(a=first) in found
     assert not list(room.home(0).glob("txl/train.sh"))
 
