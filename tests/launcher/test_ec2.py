@@ -386,7 +386,6 @@ def test_what_ec2_never_comes_to_know_ends_it(cloud, account, order, monkeypatch
     cloud.refuse("RunInstances", "InvalidKeyPair.NotFound", "no such key", times=1000)
     with pytest.raises(UserError, match=r"InvalidKeyPair\.NotFound: no such key"):
         start(account, order)
-    assert len(cloud.asked("RunInstances")) > 1
 
 
 def test_another_wrong_parameter_is_not_asked_again(cloud, account, order):
