@@ -256,7 +256,7 @@ def test_the_trainer_is_asked_to_save_and_its_status_kept(bench):
         for output in hosts.run("cat ~/txl/status; tail -n 1 ~/txl/output.txt", timeout=60):
             assert output.out == "75\nsaved\n"
         # What it said last can be looked at.
-        (pane, _) = hosts.run("tmux capture-pane -p -t =txl:", timeout=60)
+        (pane, _) = hosts.run("tmux capture-pane -p -S - -t =txl:", timeout=60)
         assert "saved" in pane.out
 
 
