@@ -24,6 +24,7 @@ from txl_jax.store import Store, open_store
 
 LINK = "output.txt"
 _EVERY_SECONDS = 20.0
+_PAUSE_SECONDS = 1.0
 _PATIENCE = 60.0
 """Seconds for which the end waits for a store that is away."""
 
@@ -90,23 +91,30 @@ def _uploading(store: Store | None, path: Path) -> Iterator[None]:
         yield
         return
     ended = threading.Event()
+    sent = -1
+
+    def upload() -> bool:
+        """Whether the store has the file as it is."""
+        nonlocal sent
+        size = path.stat().st_size
+        try:
+            if size != sent:
+                store.upload(path.name, path)
+                sent = size
+        except OSError:
+            return False
+        return True
 
     def work() -> None:
-        sent, deadline = -1, float("inf")
-        while True:
-            last = ended.wait(_EVERY_SECONDS if deadline == float("inf") else 2.0)
-            if last and deadline == float("inf"):
-                deadline = time.monotonic() + _PATIENCE
-            size = path.stat().st_size
-            try:
-                if size != sent:
-                    store.upload(path.name, path)
-                    sent = size
-            except OSError:
-                if time.monotonic() < deadline:
-                    continue
-            if last:
+        while not ended.wait(_EVERY_SECONDS):
+            upload()
+        deadline = time.monotonic() + _PATIENCE
+        while not upload():
+            if time.monotonic() > deadline:
+                only = f"S3 did not take {path.name}: it is only on this host"
+                print(only, file=sys.stderr, flush=True)
                 return
+            time.sleep(_PAUSE_SECONDS)
 
     thread = threading.Thread(target=work, name="upload")
     thread.start()
