@@ -8,7 +8,6 @@ goes on where a killed one was. Until trainers run, an error or Ctrl-C terminate
 import contextlib
 import dataclasses
 import json
-import secrets
 import signal
 import sys
 import tempfile
@@ -148,12 +147,12 @@ class _Launch:
         """
         known = self.plan.record
         if not known or known.owner != self.account.caller:
-            return secrets.token_hex(8)
+            return record.new_launch()
         stands = any(run.launch == known.launch for run in self.plan.standing)
         seen = any(run.launch == known.launch for run in self.plan.runs)
         fresh = datetime.now(UTC) - known.started < _FRESH
         same = not record.differences(known, self.request.command)
-        return known.launch if stands or (fresh and same and not seen) else secrets.token_hex(8)
+        return known.launch if stands or (fresh and same and not seen) else record.new_launch()
 
     def _write_record(self, made: Standing, launch: str) -> None:
         """Notes what is launched, before anything is started."""

@@ -170,7 +170,7 @@ def launched(account: Account, words: str, name: str, record_words: str | None =
     make_bucket(account)
     command = request(words if record_words is None else record_words).command
     known = Record(
-        launch=name,
+        launch="0" * 16,
         owner=account.caller,
         started=datetime.now(UTC),
         config=command.experiment,
