@@ -1,7 +1,9 @@
 """A launch from the command line to hosts that have ended, the launcher as it is."""
 
 import json
+import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -142,8 +144,6 @@ def newest(cloud: LocalCloud) -> int:
 
 
 def test_make_cloud_says_what_to_export(tmp_path: Path) -> None:
-    import sys
-
     words = [sys.executable, "-m", "tests.cloud", str(tmp_path / "cloud")]
     with subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -160,6 +160,7 @@ def test_make_cloud_says_what_to_export(tmp_path: Path) -> None:
         done = subprocess.run(
             ["bash", "-c", exported.replace("python ", f"{sys.executable} ")],
             cwd=ROOT,
+            env={"PATH": os.environ["PATH"]},
             capture_output=True,
             text=True,
         )
