@@ -32,20 +32,21 @@ class Corpus:
     """What the trainer's command line says in place of the folders of this machine."""
 
     def pack(self, path: Path) -> None:
-        """Writes the archive, tar.gz.
+        """Writes the archive, tar.gz; the same files give the same bytes.
 
         Raises UserError for a file that cannot be read, and OSError if the disk is full.
         """
         with (
-            gzip.GzipFile(path, mode="wb", compresslevel=6, mtime=0) as packed,
+            path.open("wb") as file,
+            gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
             for name, source in self.files.items():
                 entry = tarfile.TarInfo(name)
-                with _opened(source) as file:
-                    entry.size = file.seek(0, io.SEEK_END)
-                    file.seek(0)
-                    tar.addfile(entry, file)
+                with _opened(source) as content:
+                    entry.size = content.seek(0, io.SEEK_END)
+                    content.seek(0)
+                    tar.addfile(entry, content)
 
 
 def find(cfg: DataConfig) -> Corpus | None:

@@ -75,6 +75,8 @@ class Order:
     """They are reached by their private addresses."""
     prices: dict[str, float] = field(default_factory=dict)
     """US dollars an hour of one host in a zone, for the tag."""
+    again: bool = False
+    """The launch may have started hosts a moment ago, before it was cut off."""
 
 
 def check_reachable(kind: InstanceType, count: int, private_ip: bool) -> None:
@@ -108,7 +110,7 @@ def start(account: Account, order: Order, say: Callable[[str], None]) -> Run:
     if the hosts do not come up.
     """
     check_reachable(order.kind, order.count, order.private_ip)
-    standing = _standing(account, order)
+    standing = _standing_by_now(account, order) if order.again else _standing(account, order)
     if any(host.state in ("stopping", "stopped") for host in standing):
         raise UserError(
             f"hosts of {order.name} stand already, stopped: `start {order.name}` starts them "
@@ -249,6 +251,14 @@ def _standing(account: Account, order: Order) -> list[Host]:
     ]
 
 
+def _standing_by_now(account: Account, order: Order) -> list[Host]:
+    """Without the patience, hosts that EC2 does not show yet would be joined by another zone's."""
+    deadline = time.monotonic() + _LATE_SECONDS
+    while not (standing := _standing(account, order)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return standing
+
+
 def _request(
     account: Account, order: Order, zone: str, say: Callable[[str], None]
 ) -> list[str] | str:
@@ -294,12 +304,10 @@ def _of_the_first_request(account: Account, order: Order, zone: str) -> list[str
 
     That happens when the launch was cut off and its parameters are new, such as the spot price.
     """
-    deadline = time.monotonic() + _LATE_SECONDS
-    while time.monotonic() < deadline:
-        if here := [host for host in _standing(account, order) if host.zone == zone]:
-            return [host.instance_id for host in here]
-        time.sleep(POLL_SECONDS)
-    return "the hosts that this launch had there are gone"
+    here = [host for host in _standing_by_now(account, order) if host.zone == zone]
+    if not here:
+        return "the hosts that this launch had there are gone"
+    return [host.instance_id for host in here]
 
 
 def _parameters(account: Account, order: Order, zone: str) -> dict[str, Any]:

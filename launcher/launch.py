@@ -74,7 +74,7 @@ def _on_aws(request: Request, source: Source, console: Console) -> int:
         return 0
     assert planned.rental
     if run:
-        console.print(Text(f"{run.name} stands already: going on with it"))
+        console.print(Text(f"{run.name} stands already: going on with it"), soft_wrap=True)
     elif not _agreed(planned, planned.rental, request):
         return _DECLINED_STATUS
     rented = _Launch(account, request, planned, planned.rental, source, console)
@@ -332,7 +332,10 @@ def _signals_as_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt
 
     signals = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    before = {number: signal.getsignal(number) for number in signals}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, interrupt)
     try:
         yield
     finally:

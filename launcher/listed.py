@@ -75,7 +75,6 @@ def _start(request: Request, source: Source, hosts: Hosts, progress: Progress) -
     hosts.run("umask 077; mkdir -p ~/txl", timeout=_SHORT)
     hosts.put(json.dumps(about).encode(), _ABOUT)
     work = setup.Work(
-        name=command.name,
         config=cfg,
         words=request.trainer_words,
         logdir=cfg.train.logdir,

@@ -27,6 +27,12 @@ newest_python() {
     return 1
 }
 
-training() {
-    [ ! -e status ] && [ "$(tmux list-panes -t =txl -F '#{pane_dead}' 2>/dev/null)" = 0 ]
+# 1 when all in the session txl has ended, 0 when not, nothing without a session.
+dead() {
+    tmux list-panes -t =txl -F '#{pane_dead}' 2>/dev/null
 }
+
+training() {
+    [ ! -e status ] && [ "$(dead)" = 0 ]
+}
+

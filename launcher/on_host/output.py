@@ -19,10 +19,12 @@ from pathlib import Path
 
 from launcher.on_host.keeper import PID
 from txl_jax import storage
-from txl_jax.store import Store, open_store, patiently
+from txl_jax.errors import run_command
+from txl_jax.store import Store, open_store
 
 LINK = "output.txt"
 _EVERY_SECONDS = 20.0
+_PAUSE_SECONDS = 1.0
 _PATIENCE = 60.0
 """Seconds for which the end waits for a store that is away."""
 
@@ -70,9 +72,9 @@ def _on_signals(act: Callable[[int], None]) -> None:
 
 
 def _bring(store: Store, path: Path) -> None:
-    """Brings what an earlier host of the same number has printed."""
-    with contextlib.suppress(FileNotFoundError):
-        patiently(lambda: store.download(path.name, path), _PATIENCE)
+    """Brings what an earlier host of the same number has printed, if S3 is there."""
+    with contextlib.suppress(OSError):
+        store.download(path.name, path)
 
 
 def _link(link: Path, target: str) -> None:
@@ -89,23 +91,30 @@ def _uploading(store: Store | None, path: Path) -> Iterator[None]:
         yield
         return
     ended = threading.Event()
+    sent = -1
+
+    def upload() -> bool:
+        """Whether the store has the file as it is."""
+        nonlocal sent
+        size = path.stat().st_size
+        try:
+            if size != sent:
+                store.upload(path.name, path)
+                sent = size
+        except OSError:
+            return False
+        return True
 
     def work() -> None:
-        sent, deadline = -1, float("inf")
-        while True:
-            last = ended.wait(_EVERY_SECONDS if deadline == float("inf") else 2.0)
-            if last and deadline == float("inf"):
-                deadline = time.monotonic() + _PATIENCE
-            size = path.stat().st_size
-            try:
-                if size != sent:
-                    store.upload(path.name, path)
-                    sent = size
-            except OSError:
-                if time.monotonic() < deadline:
-                    continue
-            if last:
+        while not ended.wait(_EVERY_SECONDS):
+            upload()
+        deadline = time.monotonic() + _PATIENCE
+        while not upload():
+            if time.monotonic() > deadline:
+                only = f"S3 did not take {path.name}: it is only on this host"
+                print(only, file=sys.stderr, flush=True)
                 return
+            time.sleep(_PAUSE_SECONDS)
 
     thread = threading.Thread(target=work, name="upload")
     thread.start()
@@ -116,6 +125,10 @@ def _uploading(store: Store | None, path: Path) -> Iterator[None]:
         thread.join()
 
 
+def main(words: list[str]) -> int:
+    number, folder, *command = words
+    return run(int(number), folder, command, Path.home() / "txl")
+
+
 if __name__ == "__main__":
-    number, folder, *command = sys.argv[1:]
-    sys.exit(run(int(number), folder, command, Path.home() / "txl"))
+    run_command(main)

@@ -111,6 +111,7 @@ def test_a_client_tries_as_often_as_it_is_told(cloud, account):
     [
         ("arn:aws:iam::1:user/alice", "arn:aws:iam::1:user/alice", "alice"),
         ("arn:aws:iam::1:user/team/bob", "arn:aws:iam::1:user/team/bob", "bob"),
+        ("arn:aws:iam::1:user/2048", "arn:aws:iam::1:user/2048", "2048"),
         ("arn:aws:iam::1:root", "arn:aws:iam::1:root", "root"),
         (
             "arn:aws:sts::1:assumed-role/Admin/eve@example.com",

@@ -26,6 +26,7 @@ USER_DATA = "#!/bin/sh\n"
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ec2, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(ec2, "_LATE_SECONDS", 0.05)
+    monkeypatch.setattr(ec2, "_STATE_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -385,7 +386,6 @@ def test_what_ec2_never_comes_to_know_ends_it(cloud, account, order, monkeypatch
     cloud.refuse("RunInstances", "InvalidKeyPair.NotFound", "no such key", times=1000)
     with pytest.raises(UserError, match=r"InvalidKeyPair\.NotFound: no such key"):
         start(account, order)
-    assert len(cloud.asked("RunInstances")) > 1
 
 
 def test_another_wrong_parameter_is_not_asked_again(cloud, account, order):
@@ -477,6 +477,26 @@ def test_killed_before_ec2_showed_the_hosts_the_token_gives_the_same(
     assert run == first
     assert said == []
     assert len(cloud.asked("RunInstances")) == 2
+
+
+def test_killed_before_ec2_showed_the_hosts_of_a_zone_no_other_zones_join_them(
+    cloud, account, order, monkeypatch
+):
+    """The first zone, which was full, has room again."""
+    cloud.full("us-east-1b")
+    first, _ = start(account, order)
+    cloud.refusals.clear()
+    own, looks = ec2._standing, [0]
+
+    def late(*words: Any) -> list[Any]:
+        looks[0] += 1
+        return own(*words) if looks[0] > 2 else []
+
+    monkeypatch.setattr(ec2, "_standing", late)
+    monkeypatch.setattr(ec2, "_LATE_SECONDS", 10.0)
+    run, _ = typed_again(cloud, account, dataclasses.replace(order, again=True))
+    assert run == first
+    assert len(alive(cloud)) == 3
 
 
 def test_with_other_words_the_hosts_of_the_token_are_taken_too(cloud, account, order, monkeypatch):

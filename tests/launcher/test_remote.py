@@ -48,6 +48,14 @@ def test_a_command_runs_on_all_hosts_and_in_their_order(machines):
         assert [output.out for output in each] == ["0\n", "1\n", "2\n"]
 
 
+def test_input_is_sent_at_once_and_need_not_be_read(machines):
+    text = "ü secret\n" * 20_000
+    with machines(2).hosts() as hosts:
+        whole, rest = hosts.run(["cat", "head -n 1; exit 0"], timeout=60, input=text)
+    assert whole.out == text
+    assert rest.out == "ü secret\n"
+
+
 def test_they_run_at_the_same_time(machines, tmp_path):
     """Each waits for the other to have begun."""
     with machines(2).hosts() as hosts:

@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from launcher.aws import Account
 from launcher.remote import Hosts
 from launcher.setup import Work
 from launcher.shared import Shared
+from txl_jax import config
 from txl_jax.config import Config, DataConfig
 from txl_jax.errors import UserError
 
@@ -256,7 +259,7 @@ def test_the_trainer_is_asked_to_save_and_its_status_kept(bench):
         for output in hosts.run("cat ~/txl/status; tail -n 1 ~/txl/output.txt", timeout=60):
             assert output.out == "75\nsaved\n"
         # What it said last can be looked at.
-        (pane, _) = hosts.run("tmux capture-pane -p -t =txl:", timeout=60)
+        (pane, _) = hosts.run("tmux capture-pane -p -S - -t =txl:", timeout=60)
         assert "saved" in pane.out
 
 
@@ -484,7 +487,7 @@ class Unreachable(Shared):
 def test_a_bucket_that_hosts_cannot_read(cloud, bench):
     some = bench(1)
     some.servers[0].tool("curl", 'exec /usr/bin/curl "$@" --retry 0')
-    with pytest.raises(UserError, match="night-0: curl: .* connect"):
+    with pytest.raises(UserError, match=r"night-0: curl: .* connect"):
         some.do(phases=3, shared=Unreachable(cloud.shared.account, cloud.s3.bucket))
 
 
@@ -533,6 +536,47 @@ def test_what_a_host_printed_is_in_the_bucket(cloud, bench):
     key = "launches/night/output-0.txt"
     body = cloud.s3.direct.get_object(Bucket=cloud.s3.bucket, Key=key)["Body"].read()
     assert body.decode().splitlines()[1:] == ["step 1", "last"]
+
+
+@pytest.mark.slow
+def test_two_hosts_train_to_the_end(cloud, bench, tmp_path):
+    """Nothing but the environment's making is a stand-in."""
+    some = bench(2)
+    text = tmp_path / "text"
+    shutil.copytree(ROOT / "txl_jax", text, ignore=shutil.ignore_patterns("__pycache__"))
+    for server in some.servers:
+        python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+        (server.home / "environment-python").write_text(python)
+    words = ["--config", "quickstart", "--dataset", "text", "--text-dir", str(text)]
+    words += ["--n-layer", "1", "--d-model", "16", "--n-head", "1", "--d-head", "16"]
+    words += ["--batch", "2", "--max-tokens", "12800", "--eval-every", "1000", "--log-every", "10"]
+    work = {
+        "config": config.load("quickstart", words[2:]),
+        "words": tuple(words),
+        "gpus": 0,
+        "network_gbps": 0.0,
+        "shared": cloud.shared,
+        "logdir": f"s3://{cloud.s3.bucket}/runs/night",
+        "output": f"s3://{cloud.s3.bucket}/launches/night",
+    }
+    names = some.do(**work)
+    assert names == ["packages", "source", "Python", "data", "health check", "trainer"]
+    assert re.fullmatch(r"an all-reduce of 4 MiB over 2 devices took .* through TCP", some.said[0])
+    folders = [server.home / "txl" for server in some.servers]
+    for number, folder in enumerate(folders):
+        until((folder / "status").exists, 300)
+        output = (folder / "output.txt").read_text()
+        assert (folder / "status").read_text() == "0\n", output
+        sign = json.loads((folder / "heartbeats" / f"{number}.json").read_text())
+        assert sign["step"] == 200
+    files = cloud.files()
+    expected = ["config.json", "metrics.jsonl", "results.json", "heartbeats/0.json"]
+    for name in [*expected, "heartbeats/1.json"]:
+        assert f"runs/night/{name}" in files
+    for number in range(2):
+        key = f"launches/night/output-{number}.txt"
+        kept = cloud.s3.direct.get_object(Bucket=cloud.s3.bucket, Key=key)["Body"].read()
+        assert kept == (folders[number] / "output.txt").read_bytes()
 
 
 def test_shell_scripts_are_sound():
