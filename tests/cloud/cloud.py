@@ -71,15 +71,12 @@ class LocalCloud:
         folder: Path,
         isolated: bool = True,
         port: int = 0,
-        minute: float = 60.0,
         grace: float = 5.0,
     ) -> None:
         """`folder`: for the hosts' files and the laptop's home. `port`: of the server; 0: a free
-        one. `minute`: seconds that a minute takes in `shutdown +MINUTES` on the hosts. `grace`:
-        seconds that a host's processes get to end when it turns off.
+        one. `grace`: seconds that a host's processes get to end when it turns off.
         """
-        self.folder = folder
-        self.minute, self.grace = minute, grace
+        self.folder, self.grace = folder, grace
         self._isolated, self._port = isolated, port
         self._home = folder / "laptop"
         self._no_ssh: set[int] = set()
@@ -214,6 +211,12 @@ class LocalCloud:
         timer.daemon = True
         timer.start()
 
+    def pass_minutes(self, minutes: float) -> None:
+        """Brings the shutdowns that are scheduled on the hosts nearer, as if time had passed."""
+        for host in self.machines.running():
+            with contextlib.suppress(KeyError):
+                self.machines.tell(host, "pass", str(60 * minutes))
+
     def crash(self, instance: str) -> None:
         """Ends a host as if its power had failed; EC2 calls it stopped or terminated."""
         self.machines.wait(instance, 0)
@@ -258,7 +261,6 @@ class LocalCloud:
                 "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"{self.url}/hosts/{instance.id}/",
                 "JAX_PLATFORMS": "cpu",
             },
-            minute=self.minute,
             grace=self.grace,
             boot=self.ec2.boots.get(instance.id, 0),
             ssh="down" if index in self._no_ssh else "up",

@@ -13,8 +13,8 @@ from tests.cloud.cloud import LocalCloud, missing
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[LocalCloud]:
-    """A cloud of its own for one test; a minute on its hosts takes two seconds for `shutdown`."""
+    """A cloud of its own for one test."""
     if reason := missing():
         pytest.skip(reason)
-    with LocalCloud(tmp_path / "cloud", minute=2.0) as opened:
+    with LocalCloud(tmp_path / "cloud") as opened:
         yield opened

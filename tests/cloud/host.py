@@ -116,6 +116,8 @@ class Init:
             self.off_at, self.off_status = time.time() + float(seconds), int(status)
         elif verb == "stay":
             self.off_at = None
+        elif verb == "pass" and self.off_at is not None:
+            self.off_at -= float(words[0])
         elif verb == "ssh":
             self.start_sshd() if words == ("up",) else self.stop_sshd()
         elif verb == "restart-ssh":

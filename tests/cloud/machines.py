@@ -40,8 +40,6 @@ class Spec:
     spot: bool
     environ: dict[str, str]
     """Of all processes."""
-    minute: float
-    """Seconds that a minute takes for `shutdown`."""
     grace: float
     """Seconds that processes get to end when the host turns off."""
     boot: int = 0

@@ -49,14 +49,14 @@ def _tell(*words: object) -> None:
         control.write(json.dumps([str(word) for word in words]) + "\n")
 
 
-def _shutdown(spec: dict[str, Any], words: list[str]) -> None:
-    """`shutdown [-hPrc] [+MINUTES|now|HH:MM]`; a minute has as many seconds as the cloud says."""
+def _shutdown(_spec: dict[str, Any], words: list[str]) -> None:
+    """`shutdown [-hPrc] [+MINUTES|now] [MESSAGE]`."""
     options = {word for word in words if word.startswith("-")}
     if "-c" in options:
         return _tell("stay")
     when = next((word for word in words if not word.startswith("-")), "+1")
     minutes = 0.0 if when == "now" else float(when.lstrip("+"))
-    _tell("off", minutes * spec["minute"], REBOOT if "-r" in options else POWERED_OFF)
+    _tell("off", 60 * minutes, REBOOT if "-r" in options else POWERED_OFF)
 
 
 def _poweroff(_spec: dict[str, Any], _words: list[str]) -> None:

@@ -203,7 +203,9 @@ def test_a_host_that_shuts_down_stops_or_ends_as_its_request_said(laptop: Laptop
     stopped, ended = laptop.start()[0], laptop.start(InstanceInitiatedShutdownBehavior="terminate")
     for instance in (stopped, *ended):
         laptop.ssh(instance, "touch kept /etc/kept; sudo shutdown -h +1 'because of $(this)'")
-        until(lambda i=instance: state(laptop, i) not in ("running",), "the scheduled shutdown")
+        assert state(laptop, instance) == "running"
+        laptop.cloud.pass_minutes(1)
+        until(lambda i=instance: state(laptop, i) != "running", "the scheduled shutdown")
     assert state(laptop, stopped) == "stopped"
     assert state(laptop, ended[0]) == "terminated"
     address = laptop.cloud.ec2.instance(stopped).public_ip
@@ -216,7 +218,8 @@ def test_a_host_that_shuts_down_stops_or_ends_as_its_request_said(laptop: Laptop
 def test_a_shutdown_can_be_taken_back(laptop: Laptop) -> None:
     (instance,) = laptop.start()
     laptop.ssh(instance, "sudo shutdown -h +1; sudo shutdown -c; sudo shutdown -h +1000")
-    time.sleep(3)
+    laptop.cloud.pass_minutes(10)
+    assert laptop.ssh(instance, "echo here").stdout == "here\n"
     assert state(laptop, instance) == "running"
 
 
