@@ -33,10 +33,8 @@ SMALL = [
     *("--sample-tokens=0",),
 ]
 """Eighty steps of a model that is compiled fast."""
-QUICK_STEPS = ["account", "hosts", "SSH", "packages"]
-LATER_STEPS = [
-    pytest.param(step, marks=pytest.mark.slow) for step in ("source", "Python", "health check")
-]
+STEPS = ["account", "hosts", "SSH", "packages"]
+"""Later ones are in tests/cloud/test_faults.py."""
 START = (
     "import sys\n"
     "from launcher import __main__, launch, listed\n"
@@ -240,7 +238,7 @@ def test_a_host_with_another_key_is_not_talked_to_and_none_runs(laptop, cloud):
     assert laptop.running() == []
 
 
-@pytest.mark.parametrize("step", [*QUICK_STEPS, *LATER_STEPS])
+@pytest.mark.parametrize("step", STEPS)
 def test_ctrl_c_after_a_step_leaves_nothing_running(laptop, step):
     command = laptop.start()
     command.wait_for(f"{step}: ")
@@ -254,7 +252,7 @@ def test_ctrl_c_after_a_step_leaves_nothing_running(laptop, step):
     assert len(laptop.running()) == 2
 
 
-@pytest.mark.parametrize("step", [*QUICK_STEPS, *LATER_STEPS])
+@pytest.mark.parametrize("step", STEPS)
 def test_after_sigkill_the_same_command_goes_on_with_the_same_hosts(laptop, cloud, step):
     command = laptop.start()
     command.wait_for(f"{step}: ")
