@@ -7,9 +7,10 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 # A name may be on PATH and still not start (pyenv), so each is tried.
 RECENT = 'import sys; sys.exit(sys.version_info < (3, 11))'
 BIN = $(VENV)/bin
-WHICH ?= not slow
+WHICH ?= not slow and not cloud
+TESTS ?= tests
 
-.PHONY: help train test test-slow lint format install lock clean
+.PHONY: help train cloud test test-cloud test-slow lint format install lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 16
@@ -18,12 +19,18 @@ help: ## show this list
 train: $(VENV)/installed ## train the quickstart model on this machine
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m txl_jax.train --local
 
+cloud: $(VENV)/installed-dev ## start a cloud on this machine to try the launcher with, as root
+	$(BIN)/python -m tests.cloud
+
 # A file's tests share what they compile and the runs that they look at, so files are dealt out whole.
 test: $(VENV)/installed-dev ## run the tests, on several cores
-	$(BIN)/python -m pytest -q -m '$(WHICH)' -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -q -m '$(WHICH)' -n auto --maxprocesses 8 --dist loadfile $(TESTS)
+
+test-cloud: $(VENV)/installed-dev ## test the launcher on a cloud of this machine; needs root, sshd and tmux
+	$(BIN)/python -m pytest -q -m cloud tests/cloud tests/launcher
 
 test-slow: $(VENV)/installed-dev ## run the tests that take longer
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m 'slow and not cloud'
 
 lint: $(VENV)/installed-dev ## check style, format and types
 	$(BIN)/ruff check

@@ -50,6 +50,7 @@ def experiment(
     batch: int,
     machines: int = 1,
     gpus: int = 8,
+    instance_type: str = "p3dn.24xlarge",
     warmup_tokens: int = 0,
 ) -> Config:
     """An experiment on `machines` machines of `gpus` GPUs, with `batch` sequences on each GPU."""
@@ -73,7 +74,7 @@ def experiment(
             eval_every=500,
             eval_batch=max(16, devices),
         ),
-        cluster=ClusterConfig(machines=machines, gpus=gpus),
+        cluster=ClusterConfig(machines=machines, gpus=gpus, instance_type=instance_type),
     )
 
 

@@ -6,7 +6,8 @@ the start of the run; and each stream starts at a random place there (`roll`), w
 here. The cutoffs leave room in the head for three clusters, so that it has 20,000 rows.
 """
 
-from txl_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from configs._machines import EIGHT_A100
+from txl_jax.config import ClusterConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 _CUTOFFS = (19_997, 39_997, 199_997)
 
@@ -40,20 +41,38 @@ LARGE = ModelConfig(
 )
 
 
-def base(model: ModelConfig = BASE, accumulate: int = 1) -> Config:
+def base(
+    model: ModelConfig = BASE, accumulate: int = 1, cluster: ClusterConfig = EIGHT_A100
+) -> Config:
     """40,000 steps of 256 sequences."""
-    return _experiment(model, 256, 40_000, warmup_steps=1000, final_lr=0.1, accumulate=accumulate)
+    return _experiment(
+        model, 256, 40_000, warmup_steps=1000, final_lr=0.1, accumulate=accumulate, cluster=cluster
+    )
 
 
-def large(model: ModelConfig = LARGE, accumulate: int = 1) -> Config:
+def large(
+    model: ModelConfig = LARGE, accumulate: int = 1, cluster: ClusterConfig = EIGHT_A100
+) -> Config:
     """100,000 steps of 128 sequences."""
     return _experiment(
-        model, 128, 100_000, warmup_steps=16_000, final_lr=0.01, accumulate=accumulate
+        model,
+        128,
+        100_000,
+        warmup_steps=16_000,
+        final_lr=0.01,
+        accumulate=accumulate,
+        cluster=cluster,
     )
 
 
 def _experiment(
-    model: ModelConfig, batch: int, steps: int, warmup_steps: int, final_lr: float, accumulate: int
+    model: ModelConfig,
+    batch: int,
+    steps: int,
+    warmup_steps: int,
+    final_lr: float,
+    accumulate: int,
+    cluster: ClusterConfig,
 ) -> Config:
     step_tokens = batch * model.tgt_len
     return Config(
@@ -74,4 +93,5 @@ def _experiment(
             log_every=100,
             eval_every=5000,
         ),
+        cluster=cluster,
     )

@@ -5,11 +5,17 @@ eval_tgt_len and a batch of 10; here validation has the segments of training. Th
 paper come from evaluations with a longer memory, which each script names.
 """
 
-from txl_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from configs._machines import EIGHT_A100
+from txl_jax.config import ClusterConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def experiment(
-    model: ModelConfig, data: DataConfig, batch: int, steps: int, warmup_steps: int = 0
+    model: ModelConfig,
+    data: DataConfig,
+    batch: int,
+    steps: int,
+    warmup_steps: int = 0,
+    cluster: ClusterConfig = EIGHT_A100,
 ) -> Config:
     """An experiment of `steps` steps with Adam and a cosine to 0."""
     step_tokens = batch * model.tgt_len
@@ -30,6 +36,7 @@ def experiment(
             log_every=200,
             eval_every=4000,
         ),
+        cluster=cluster,
     )
 
 

@@ -9,10 +9,11 @@ Expect: 1.06 bits per character on test with tgt_len 80, mem_len 2100, clamp_len
 (the original's README). It says nothing of the time. 4.5 billion tokens.
 """
 
+from configs._machines import ONE_L40S
 from configs._original import CHARACTERS_BASE, experiment
 from txl_jax.config import Config, DataConfig
 
 
 def config() -> Config:
     data = DataConfig(dataset="enwik8", vocab="bytes")
-    return experiment(CHARACTERS_BASE, data, batch=22, steps=400_000)
+    return experiment(CHARACTERS_BASE, data, batch=22, steps=400_000, cluster=ONE_L40S)

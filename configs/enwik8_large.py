@@ -9,10 +9,13 @@ same_length (the original's README), after 2 to 5 days on 32 TPU cores (its tf/R
 tokens.
 """
 
+from configs._machines import EIGHT_A100_80
 from configs._original import CHARACTERS_LARGE, experiment
 from txl_jax.config import Config, DataConfig
 
 
 def config() -> Config:
     data = DataConfig(dataset="enwik8", vocab="bytes")
-    return experiment(CHARACTERS_LARGE, data, batch=64, steps=400_000, warmup_steps=4000)
+    return experiment(
+        CHARACTERS_LARGE, data, batch=64, steps=400_000, warmup_steps=4000, cluster=EIGHT_A100_80
+    )

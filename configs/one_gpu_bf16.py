@@ -11,9 +11,10 @@ A100 in float16, 9 hours.
 
 from dataclasses import replace
 
+from configs._machines import ONE_L40S
 from configs._nvidia import BASE, base
 from txl_jax.config import Config
 
 
 def config() -> Config:
-    return base(replace(BASE, dtype="bfloat16"), accumulate=4)
+    return base(replace(BASE, dtype="bfloat16"), accumulate=4, cluster=ONE_L40S)

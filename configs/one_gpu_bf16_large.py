@@ -11,9 +11,10 @@ A100 in float16, 55 hours.
 
 from dataclasses import replace
 
+from configs._machines import ONE_L40S
 from configs._nvidia import LARGE, large
 from txl_jax.config import Config
 
 
 def config() -> Config:
-    return large(replace(LARGE, dtype="bfloat16"), accumulate=8)
+    return large(replace(LARGE, dtype="bfloat16"), accumulate=8, cluster=ONE_L40S)

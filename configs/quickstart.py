@@ -10,7 +10,7 @@ with evaluation, by `make train` on 2 cores of an AMD EPYC; peak memory 0.8 GB. 
 How shape and settings were found is in bench/LOG.md: small steps, and many of them.
 """
 
-from txl_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from txl_jax.config import ClusterConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def config() -> Config:
@@ -36,4 +36,5 @@ def config() -> Config:
             clip=0.25,
         ),
         train=TrainConfig(batch=16, max_tokens=3_800_000, log_every=500, eval_every=2500),
+        cluster=ClusterConfig(instance_type="c7i.xlarge"),
     )

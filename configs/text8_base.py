@@ -9,10 +9,11 @@ Expect: bits per character above the 1.08 of text8_large, with tgt_len 80, mem_l
 820 and same_length; the original published no result and no time. 4.5 billion tokens.
 """
 
+from configs._machines import ONE_L40S
 from configs._original import CHARACTERS_BASE, experiment
 from txl_jax.config import Config, DataConfig
 
 
 def config() -> Config:
     data = DataConfig(dataset="text8", vocab="bytes")
-    return experiment(CHARACTERS_BASE, data, batch=22, steps=400_000)
+    return experiment(CHARACTERS_BASE, data, batch=22, steps=400_000, cluster=ONE_L40S)

@@ -8,6 +8,7 @@ Expect: test perplexity 24.03 with tgt_len 64, mem_len 640, clamp_len 400 and sa
 original's README). It says nothing of the time. 1.8 billion tokens.
 """
 
+from configs._machines import FOUR_A10G
 from configs._original import WIKITEXT_103, WT103_CUTOFFS, experiment
 from txl_jax.config import Config, ModelConfig
 
@@ -24,4 +25,4 @@ def config() -> Config:
         dropout=0.1,
         cutoffs=WT103_CUTOFFS,
     )
-    return experiment(model, WIKITEXT_103, batch=60, steps=200_000)
+    return experiment(model, WIKITEXT_103, batch=60, steps=200_000, cluster=FOUR_A10G)

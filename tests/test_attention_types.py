@@ -31,10 +31,11 @@ from tests.test_model import (
 )
 from txl_jax import interop
 from txl_jax.attention import absolute_attention, learned_attention, nearest, visible
+from txl_jax.checks import check_model
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
 from txl_jax.evaluate import Evaluator
-from txl_jax.model import Memory, TransformerXL, abstract, check
+from txl_jax.model import Memory, TransformerXL, abstract
 
 M = 6
 TYPES = {
@@ -367,7 +368,7 @@ def test_tables_begin_as_the_originals():
 def test_a_config_that_cannot_work_is_one_line(attn_type, changed, words):
     cfg = dataclasses.replace(TYPES[attn_type], **changed)
     with pytest.raises(UserError) as raised:
-        check(cfg)
+        check_model(cfg)
     message = str(raised.value)
     assert "\n" not in message
     assert all(word in message for word in words), message

@@ -49,6 +49,17 @@ def large(machines: int, lr: float, steps: int | None = None) -> Expected:
     return Expected(LARGE, 8 * machines, batch, steps, lr)
 
 
+GPUS = {
+    "c7i.xlarge": 0,
+    "p3.2xlarge": 1,
+    "p3dn.24xlarge": 8,
+    "p4d.24xlarge": 8,
+    "p4de.24xlarge": 8,
+    "g5.12xlarge": 4,
+    "g6e.2xlarge": 1,
+}
+"""GPUs of EC2's instance types."""
+
 EXPECTED = {
     "quickstart": Expected(532_580, 1, 16, 7422, 1.75e-3),
     "one_gpu": Expected(SMALL, 1, 32, 366_211, 0.0010416666666666667),
@@ -68,9 +79,9 @@ EXPECTED = {
     "test_16": large(16, 0.016, steps=300),
     "wt103_base": Expected(151_107_538, 4, 60, 200_000, 0.00025),
     "wt103_large": Expected(LARGE, 8, 128, 4_000_000, 0.00025),
-    "enwik8_base": Expected(41_055_436, 2, 22, 400_000, 0.00025),
+    "enwik8_base": Expected(41_055_436, 1, 22, 400_000, 0.00025),
     "enwik8_large": Expected(277_231_820, 8, 64, 400_000, 0.00025),
-    "text8_base": Expected(40_964_635, 2, 22, 400_000, 0.00025),
+    "text8_base": Expected(40_964_635, 1, 22, 400_000, 0.00025),
     "text8_large": Expected(277_050_395, 8, 64, 400_000, 0.00025),
     "lm1b_base": Expected(357_812_065, 8, 224, 500_000, 0.00025),
     "lm1b_large": Expected(841_295_961, 8, 512, 1_200_000, 0.00025),
@@ -123,6 +134,8 @@ def test_an_experiment_is_what_it_says_and_a_run_accepts_it(name):
     assert tokens(cfg.train.max_tokens, cfg.train.batch, cfg.model.tgt_len) == expected.steps
     mesh: Any = SimpleNamespace(devices=np.array(jax.devices()[:1] * expected.devices))
     preflight.check(cfg, mesh)
+    assert cfg.cluster.machines * cfg.cluster.gpus == expected.devices
+    assert max(1, GPUS[cfg.cluster.instance_type]) == cfg.cluster.gpus
 
     size = cfg.model.n_token or VOCABULARY.get(cfg.data.dataset, STDLIB)
     known = with_vocabulary(cfg, size)

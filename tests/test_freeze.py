@@ -11,7 +11,8 @@ from flax import nnx
 
 from tests import tiny
 from tests.tiny import WORDS, Shell
-from txl_jax import freeze, train
+from txl_jax import train
+from txl_jax.checks import check_freeze
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.errors import UserError
 from txl_jax.freeze import zero_frozen
@@ -161,7 +162,7 @@ def test_biases_that_all_layers_share_are_not_frozen():
 @pytest.mark.parametrize("below", [-1, L + 1])
 def test_there_are_no_such_layers(below):
     with pytest.raises(UserError, match=rf"freeze_below is {below}; .* from 0 .* n_layer, {L}$"):
-        freeze.check(frozen(below))
+        check_freeze(frozen(below))
 
 
 def test_a_run_refuses_before_it_writes(shell: Shell, monkeypatch):

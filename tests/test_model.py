@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from txl_jax import interop, original_tensors
+from txl_jax.checks import check_model
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
-from txl_jax.model import Memory, TransformerXL, abstract, check
+from txl_jax.model import Memory, TransformerXL, abstract
 
 REFERENCE = Path(__file__).parent / "reference"
 QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
@@ -702,7 +703,7 @@ def test_empty_memory_has_the_shape_of_the_config():
 def test_a_config_that_cannot_work_is_one_line(changed, words):
     cfg = dataclasses.replace(POST, **changed)
     with pytest.raises(UserError) as raised:
-        check(cfg)
+        check_model(cfg)
     message = str(raised.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
@@ -721,4 +722,4 @@ def test_a_config_that_cannot_work_is_one_line(changed, words):
     ],
 )
 def test_configs_at_the_edge_pass(changed):
-    check(dataclasses.replace(POST, **changed))
+    check_model(dataclasses.replace(POST, **changed))

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from txl_jax.checks import check_optim
 from txl_jax.config import Config, OptimConfig, TrainConfig
 from txl_jax.errors import UserError
-from txl_jax.optim import adam, check, clip, clip_by_norm, make_optimizer, make_schedule
+from txl_jax.optim import adam, clip, clip_by_norm, make_optimizer, make_schedule
 
 TRAIN = TrainConfig(batch=64, max_tokens=10_000)
 STEP_TOKENS = 100
@@ -319,7 +320,7 @@ def test_clipping_what_is_not_embedding():
 )
 def test_a_config_that_cannot_work_is_one_line(changed, words):
     with pytest.raises(UserError) as raised:
-        check(dataclasses.replace(OptimConfig(), **changed))
+        check_optim(dataclasses.replace(OptimConfig(), **changed))
     message = str(raised.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
@@ -336,4 +337,4 @@ def test_a_config_that_cannot_work_is_one_line(changed, words):
     ],
 )
 def test_configs_at_the_edge_pass(changed):
-    check(dataclasses.replace(OptimConfig(), **changed))
+    check_optim(dataclasses.replace(OptimConfig(), **changed))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from tests import tiny
 from tests.tiny import Shell
-from txl_jax import divergence, precision, preflight, train
+from txl_jax import checks, divergence, precision, preflight, train
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.errors import UserError
@@ -72,7 +72,7 @@ def test_a_device_that_cannot_is_one_line(dtype, where, words):
 
 
 def test_training_refuses_it(monkeypatch):
-    monkeypatch.setattr(precision, "_LEAST_CAPABILITY", {"float16": 99.0, "bfloat16": 99.0})
+    monkeypatch.setattr(checks, "_LEAST_CAPABILITY", {"float16": 99.0, "bfloat16": 99.0})
     mesh: Any = SimpleNamespace(devices=np.asarray([A100]))
     for dtype in ("float16", "bfloat16"):
         cfg = Config(model=ModelConfig(n_token=9, dtype=dtype))

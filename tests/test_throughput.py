@@ -14,11 +14,12 @@ import pytest
 from tests import tiny
 from tests.tiny import WORDS, Shell
 from txl_jax import config, metrics, sharding, throughput, train
+from txl_jax.checks import WARM_UP
 from txl_jax.config import Config
 from txl_jax.errors import UserError
 from txl_jax.model import abstract
 from txl_jax.step import init_state, make_train_step, place_batch
-from txl_jax.throughput import SEGMENTS, WARM_UP, open_streams, zipf
+from txl_jax.throughput import SEGMENTS, open_streams, zipf
 
 pytest_plugins = ["tests.tiny_runs"]
 

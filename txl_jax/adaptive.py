@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from txl_jax.config import ModelConfig
-from txl_jax.errors import UserError
 
 RANKED_AT_A_TIME = 2**24
 """Log-probabilities that are in memory at once, at most, where tokens are ranked."""
@@ -54,32 +53,6 @@ def tied_projections(cfg: ModelConfig) -> tuple[bool, ...]:
 def is_projected(cfg: ModelConfig) -> bool:
     """Whether there are projections at all: with div_val above 1 always, as in the original."""
     return cfg.div_val > 1 or cfg.d_embed not in (None, cfg.d_model)
-
-
-def check(cfg: ModelConfig) -> None:
-    """Raises UserError, in one line, for the first field of `cfg` that cannot work."""
-    cutoffs, n = list(cfg.cutoffs), len(cfg.cutoffs)
-    if cutoffs != sorted(set(cutoffs)) or min(cutoffs, default=1) < 1:
-        raise UserError(f"cutoffs are {cutoffs}; they have to be above 0 and increase")
-    if cutoffs and cutoffs[-1] >= cfg.n_token:
-        raise UserError(
-            f"cutoffs are {cutoffs} and the vocabulary has {cfg.n_token} entries; every cutoff has "
-            f"to be below that"
-        )
-    if cfg.div_val < 1:
-        raise UserError(f"div_val is {cfg.div_val}; it has to be at least 1")
-    for i, cluster in enumerate(clusters(cfg)):
-        if cluster.width < 1:
-            raise UserError(
-                f"div_val {cfg.div_val} leaves cluster {i} embeddings of width 0 (d_embed "
-                f"{cfg.d_embed or cfg.d_model} // {cfg.div_val}**{i}); use a smaller div_val or "
-                "fewer cutoffs"
-            )
-    if cfg.tie_projs and len(cfg.tie_projs) != n + 1:
-        raise UserError(
-            f"tie_projs has {len(cfg.tie_projs)} entries; with {n} cutoffs it has {n + 1}, the "
-            "head's first, or none for False and then True"
-        )
 
 
 class AdaptiveEmbedding(nnx.Module):

@@ -158,6 +158,10 @@ class OptimConfig:
     freeze_below: int = 0
     """The layers 0 … freeze_below - 1 are not trained."""
 
+    def peak_lr(self, batch: int) -> float:
+        """The highest learning rate: `lr`, scaled to `batch` where `lr_batch` says so."""
+        return self.lr * (batch / self.lr_batch if self.lr_batch else 1.0)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -203,6 +207,8 @@ class ClusterConfig:
     all devices that it finds."""
     gpus: int = 1
     """Devices of each machine, for plans and reports."""
+    instance_type: str = "p3dn.24xlarge"
+    """Type of the EC2 instances that the launcher starts; its GPUs count there instead of gpus."""
     zero: Literal[0, 1] = 0
     """1: parameters and optimizer state are split over the devices, and gathered once a step. 0:
     every device holds them whole."""

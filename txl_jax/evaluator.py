@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from txl_jax import sharding
+from txl_jax.checks import check_batch
 from txl_jax.config import ModelConfig
 from txl_jax.data import Streams
 from txl_jax.errors import UserError
@@ -98,7 +99,7 @@ class Evaluator:
     ):
         if reset_every is not None and reset_every < 1:
             raise UserError(f"reset_every is {reset_every}; it has to be at least 1")
-        sharding.check_batch(mesh, option, batch)
+        check_batch(mesh.devices.size, option, batch)
         graphdef, _ = abstract(cfg)
         self.cfg, self.batch, self.reset_every = cfg, batch, reset_every
         self._rows = sharding.local_rows(mesh, batch)

@@ -9,17 +9,7 @@ from typing import Any
 import jax
 
 from txl_jax.config import Config
-from txl_jax.errors import UserError
 from txl_jax.model import stacked
-
-
-def check(cfg: Config) -> None:
-    """Raises UserError, in one line, unless the model has the layers that are to be frozen."""
-    if not 0 <= cfg.optim.freeze_below <= cfg.model.n_layer:
-        raise UserError(
-            f"freeze_below is {cfg.optim.freeze_below}; it has to be from 0 (train all layers) to "
-            f"n_layer, {cfg.model.n_layer}"
-        )
 
 
 def zero_frozen(cfg: Config, tree: Any) -> Any:

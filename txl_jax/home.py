@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from txl_jax import logs, results, run_folder
+from txl_jax import heartbeat, logs, results, run_folder
 from txl_jax.errors import UserError
 from txl_jax.mirror import Mirror, pull
 from txl_jax.store import Store, check_store, is_remote, local_folder, open_store, patiently
@@ -48,9 +48,9 @@ class Home:
     def mirrored(self, primary: bool, stopped: Collection[object] = ()) -> Iterator[Mirror | None]:
         """Uploads in the background what is written in the folder; waits for it at the end.
 
-        Process 0 uploads the run's own files. What checkpoints upload, they say themselves. If
-        there is something in `stopped`, as `caught_signals` puts there, the end does not wait for
-        long, and says what is only in the folder.
+        Process 0 uploads the run's own files, each process its heartbeat. What checkpoints upload,
+        they say themselves. If there is something in `stopped`, as `caught_signals` puts there, the
+        end does not wait for long, and says what is only in the folder.
 
         Raises UserError if the store does not come back in time otherwise.
         """
@@ -58,6 +58,7 @@ class Home:
             yield None
             return
         with Mirror(self.store, self.folder) as mirror:
+            mirror.watch(f"{heartbeat.FOLDER}/*.json")
             if primary:
                 mirror.watch(*_REPLACED, *_GROWING, f"{logs.EVENTS}*")
             yield mirror

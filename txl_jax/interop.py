@@ -21,6 +21,7 @@ from flax import nnx
 
 from txl_jax import adaptive, foreign, model, run_folder, sharding, storage, torch_files, vocab
 from txl_jax.checkpoint import Checkpoints
+from txl_jax.checks import check_model
 from txl_jax.config import Config, DataConfig, ModelConfig, TrainConfig, nearest, parse_words
 from txl_jax.errors import UserError, run_command
 from txl_jax.foreign import Foreign
@@ -173,7 +174,7 @@ def model_config(found: Foreign, given: Mapping[str, Any]) -> tuple[ModelConfig,
         if not run_folder.fits(value, hints[name]):
             raise UserError(f"the file says that {name} is {value!r}, which it cannot be")
     cfg = ModelConfig(**settings)
-    model.check(cfg)
+    check_model(cfg)
     if not adaptive.is_projected(cfg):
         cfg = dataclasses.replace(cfg, tie_projs=())
     return cfg, [name for name in _MUST_KNOW if name not in settings]

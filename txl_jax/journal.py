@@ -1,6 +1,6 @@
 """What a run tells while it goes on: lines on the terminal, a progress bar, and its log files.
 
-Of several processes the first one tells; the others are silent.
+Of several processes the first one tells; the others only show that they live.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ import jax
 from tqdm import tqdm
 
 from txl_jax.course import Course
+from txl_jax.heartbeat import Heartbeat
 from txl_jax.logs import Logs
 
 
@@ -40,6 +41,7 @@ class Journal:
         self, logdir: Path, step: int, steps: int, course: Course, earlier: Sequence[str] = ()
     ):
         self._course, self._primary = course, jax.process_index() == 0
+        self._heartbeat = Heartbeat(logdir, jax.process_index(), step)
         with ExitStack() as opened:
             self._bar = tqdm(
                 total=steps,
@@ -58,9 +60,13 @@ class Journal:
     def advance(self) -> None:
         """Moves the bar by a step."""
         self._bar.update()
+        self._heartbeat.advance()
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat], line: str = "") -> None:
         """Logs numbers after `step` optimizer steps, and prints a line if there is one."""
+        if "times/tokens_per_sec" in values:
+            loss = float(values["learning/loss"]) if self._primary else None
+            self._heartbeat.measured(loss, float(values["times/tokens_per_sec"]))
         if self._primary:
             self._logs.scalars(step, self._course.tokens(step), values)
         if line:
@@ -79,5 +85,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         self._opened.close()
+        if kind is None:
+            self._heartbeat.show()

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from txl_jax import adaptive, attention
+from txl_jax import attention
 from txl_jax.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
+from txl_jax.checks import check_model
 from txl_jax.config import ModelConfig
 from txl_jax.dropout import dropout, keys_of
-from txl_jax.errors import UserError
 
 LAYER_NORM_EPS = 1e-5
 
@@ -148,60 +148,6 @@ class Layer(nnx.Module):
             return out if cfg.pre_lnorm else self.norm_feed_forward(out)
 
 
-def check(cfg: ModelConfig) -> None:
-    """Raises UserError, in one line, for the first field of `cfg` that cannot work."""
-    for name in ("n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner", "tgt_len"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it has to be at least 1")
-    if cfg.d_embed is not None and cfg.d_embed < 1:
-        raise UserError(f"d_embed is {cfg.d_embed}; it has to be at least 1, or None for d_model")
-    if cfg.attn_type not in (0, 1, 2, 3):
-        raise UserError(f"attn_type is {cfg.attn_type}; it has to be 0, 1, 2 or 3")
-    if cfg.attn_type in (0, 2) and cfg.d_model % 2:
-        raise UserError(
-            f"d_model is {cfg.d_model}; it has to be even, because half of a position embedding "
-            "is sines and half cosines"
-        )
-    if cfg.mem_len < 0:
-        raise UserError(f"mem_len is {cfg.mem_len}; it has to be 0 or more")
-    if cfg.same_length and cfg.mem_len == 0:
-        raise UserError(
-            "same_length lets a query see mem_len keys and mem_len is 0; set mem_len to 1 or more, "
-            "or same_length to False"
-        )
-    _check_attention(cfg)
-    adaptive.check(cfg)
-    for name in ("dropout", "dropatt"):
-        if not 0.0 <= getattr(cfg, name) < 1.0:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it has to be in [0, 1)")
-
-
-def _check_attention(cfg: ModelConfig) -> None:
-    """Raises UserError for a field that cannot work with this attn_type."""
-    if cfg.attn_type != 0 and cfg.untie_r:
-        raise UserError(
-            f"untie_r is for attn_type 0, and attn_type is {cfg.attn_type}, which shares no biases "
-            "between layers; set untie_r to False"
-        )
-    if cfg.attn_type == 1 and cfg.clamp_len == 0:
-        raise UserError(
-            "clamp_len is 0; with attn_type 1 it is how many distances are told apart: at least 1, "
-            "or -1 for all that were learned"
-        )
-    if cfg.attn_type == 3 and cfg.clamp_len >= 0:
-        raise UserError(
-            f"clamp_len is {cfg.clamp_len}; attn_type 3 has no distances to limit, so it has to be "
-            "-1"
-        )
-    width = cfg.n_head * cfg.d_head
-    if cfg.attn_type == 3 and width != cfg.d_model:
-        raise UserError(
-            f"n_head {cfg.n_head} x d_head {cfg.d_head} is {width} and d_model is {cfg.d_model}; "
-            "with attn_type 3 they have to be equal, because position embeddings are added to "
-            "the inputs of a layer"
-        )
-
-
 class TransformerXL(nnx.Module):
     """Transformer-XL as a language model, and the models that its paper compares it with.
 
@@ -233,7 +179,7 @@ class TransformerXL(nnx.Module):
     def __init__(
         self, cfg: ModelConfig, *, rngs: nnx.Rngs, gather: Callable[[Any], Any] | None = None
     ):
-        check(cfg)
+        check_model(cfg)
         self.cfg, self.gather = cfg, gather
 
         def normal(std: float, *shape: int) -> nnx.Param:

@@ -10,28 +10,6 @@ import optax
 
 from txl_jax import lamb
 from txl_jax.config import Config, OptimConfig, TrainConfig
-from txl_jax.errors import UserError
-
-
-def check(cfg: OptimConfig) -> None:
-    """Raises UserError, in one line, for the first field of `cfg` that cannot work."""
-    if cfg.lr <= 0:
-        raise UserError(f"lr is {cfg.lr}; it has to be above 0")
-    for name in ("lr_batch", "warmup_tokens", "clip", "weight_decay"):
-        if getattr(cfg, name) < 0:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it has to be 0 (off) or more")
-    for name in ("patience", "lr_min"):
-        if getattr(cfg, name) < 0:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it has to be 0 or more")
-    for name in ("beta1", "beta2", "momentum"):
-        if not 0 <= getattr(cfg, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it has to be in [0, 1)")
-    if cfg.eps is not None and cfg.eps <= 0:
-        raise UserError(f"eps is {cfg.eps}; it has to be above 0, or None for the optimizer's own")
-    if not 0 < cfg.decay_rate < 1:
-        raise UserError(f"decay_rate is {cfg.decay_rate}; it has to be above 0 and below 1")
-    if not 0 <= cfg.final_lr <= 1:
-        raise UserError(f"final_lr is {cfg.final_lr}, a fraction of lr; it has to be in [0, 1]")
 
 
 class AdamState(NamedTuple):
@@ -132,11 +110,6 @@ def make_optimizer(cfg: Config) -> optax.GradientTransformation:
     return optax.chain(optimizer, after) if name == "adamw" else optax.chain(before, optimizer)
 
 
-def peak_rate(cfg: OptimConfig, train: TrainConfig) -> float:
-    """The highest learning rate: `lr`, scaled by the batch where the config says so."""
-    return cfg.lr * (train.batch / cfg.lr_batch if cfg.lr_batch else 1.0)
-
-
 def make_schedule(
     cfg: OptimConfig, train: TrainConfig, step_tokens: int
 ) -> Callable[[jax.Array], jax.Array]:
@@ -155,7 +128,7 @@ def make_schedule(
     Returns:
       float32 scalar → float32 scalar.
     """
-    peak = peak_rate(cfg, train)
+    peak = cfg.peak_lr(train.batch)
     warmup = max(cfg.warmup_tokens, step_tokens)
 
     def rate(tokens: jax.Array) -> jax.Array:

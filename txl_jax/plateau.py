@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from txl_jax import optim
 from txl_jax.config import Config
 
 THRESHOLD = 1e-4
@@ -43,6 +42,6 @@ def after_validation(cfg: Config, plateau: Plateau, loss: float) -> Plateau:
     else:
         bad += 1
     if bad > cfg.optim.patience:
-        floor = cfg.optim.lr_min / optim.peak_rate(cfg.optim, cfg.train)
+        floor = cfg.optim.lr_min / cfg.optim.peak_lr(cfg.train.batch)
         scale, bad = min(scale, max(scale * cfg.optim.decay_rate, floor)), 0
     return Plateau(np.float32(scale), np.float32(best), np.int32(bad))  # pyright: ignore[reportArgumentType]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from txl_jax.checks import check_capability
 from txl_jax.errors import UserError
 
 FIRST_SCALE, FLOOR, CEILING = 2.0**16, 1.0, 2.0**24
@@ -20,9 +21,6 @@ GROW_AFTER = 1000
 """Good steps in a row after which the scale is doubled, as in the original."""
 GIVE_UP_AFTER = 20
 """Steps in a row that overflow at the lowest scale before the run is given up."""
-
-_LEAST_CAPABILITY = {"float16": 6.0, "bfloat16": 8.0}
-"""Compute capability from which NVIDIA's GPUs compute in a type: Pascal, Ampere."""
 
 
 def check_device(dtype: str, device: Any) -> None:
@@ -36,20 +34,13 @@ def check_device(dtype: str, device: Any) -> None:
     if device.platform == "gpu":
         # What other makers' devices call their capability is not a number.
         capability = getattr(device, "compute_capability", "")
-        if not capability.replace(".", "", 1).isdigit():
-            return
-        least = _LEAST_CAPABILITY[dtype]
-        if float(capability) >= least:
-            return
-        reason = f"has compute capability {capability}, and {dtype} needs {least} or more"
-        other = "float16" if float(capability) >= _LEAST_CAPABILITY["float16"] else "float32"
-    elif dtype == "bfloat16":
-        return
-    else:
-        reason, other = f"does not compute in {dtype}", "bfloat16"
-    raise UserError(
-        f"dtype is {dtype} and the device ({device.device_kind}) {reason}; use --dtype {other}"
-    )
+        if capability.replace(".", "", 1).isdigit():
+            check_capability(dtype, float(capability), device.device_kind)
+    elif dtype != "bfloat16":
+        raise UserError(
+            f"dtype is {dtype} and the device ({device.device_kind}) does not compute in {dtype}; "
+            "use --dtype bfloat16"
+        )
 
 
 class LossScale(NamedTuple):

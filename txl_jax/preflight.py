@@ -4,7 +4,8 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from txl_jax import freeze, model, optim, precision, sharding, warm_start
+from txl_jax import precision
+from txl_jax.checks import check_experiment, check_model
 from txl_jax.config import Config
 from txl_jax.errors import UserError
 from txl_jax.vocab import Vocab
@@ -12,23 +13,8 @@ from txl_jax.vocab import Vocab
 
 def check(cfg: Config, mesh: Mesh) -> None:
     """Raises UserError, in one line, for the first field that cannot work."""
-    for name in ("accumulate", "max_tokens", "log_every", "eval_every"):
-        if getattr(cfg.train, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg.train, name)}; it has to be at least 1")
-    for name in ("eval_max_tokens", "sample_tokens", "checkpoint_minutes"):
-        if getattr(cfg.train, name) < 0:
-            raise UserError(f"{name} is {getattr(cfg.train, name)}; it has to be 0 or more")
-    if cfg.train.eval_max_tokens == 1:
-        raise UserError("eval_max_tokens is 1; it has to be 0 (all) or 2, one to predict, or more")
-    sharding.check_batch(mesh, "batch", cfg.train.batch, cfg.train.accumulate)
-    if not cfg.train.throughput:
-        sharding.check_batch(mesh, "eval_batch", cfg.train.eval_batch)
-    optim.check(cfg.optim)
+    check_experiment(cfg, mesh.devices.size)
     precision.check_device(cfg.model.dtype, mesh.devices.flat[0])
-    n_token = cfg.model.n_token or max(cfg.model.cutoffs, default=0) + 1
-    model.check(dataclasses.replace(cfg.model, n_token=n_token))
-    freeze.check(cfg)
-    warm_start.check(cfg)
 
 
 def with_vocabulary(cfg: Config, vocab: Vocab) -> Config:
@@ -40,5 +26,5 @@ def with_vocabulary(cfg: Config, vocab: Vocab) -> Config:
     if cfg.model.n_token not in (0, size):
         raise UserError(f"n_token is {cfg.model.n_token} and the corpus has {size}; leave it at 0")
     cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_token=size))
-    model.check(cfg.model)
+    check_model(cfg.model)
     return cfg

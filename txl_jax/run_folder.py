@@ -102,7 +102,15 @@ def read_config(logdir: Path) -> Config:
         if not (logdir / CONFIG).exists():
             raise UserError(f"no run in {logdir}: {CONFIG} is missing from it")
     path = logdir / CONFIG
-    return _from_dict(Config, _read(path), str(path))
+    return parse_config(_read(path), str(path))
+
+
+def parse_config(content: Any, where: str) -> Config:
+    """The config that a run's config.json, already read as JSON, holds; `where` names the file.
+
+    Raises UserError when it is damaged or was written by a version with other fields.
+    """
+    return _from_dict(Config, content, where)
 
 
 def _check_empty(logdir: Path) -> None:
@@ -117,16 +125,20 @@ def _check_empty(logdir: Path) -> None:
 
 
 def _check_same(logdir: Path, there: Config, here: Config) -> None:
-    differ = [
-        f"{name}: {old!r} there, {new!r} here"
-        for (name, old), (_, new) in zip(_fields(there), _fields(here), strict=True)
-        if old != new and name not in _MAY_DIFFER and not name.startswith("cluster.")
-    ]
-    if differ:
+    if differ := differences(there, here):
         raise UserError(
             f"{logdir} belongs to a run of another config ({'; '.join(differ)}); "
             f"take another --logdir, or delete the folder to start anew"
         )
+
+
+def differences(there: Config, here: Config) -> list[str]:
+    """The fields, with both values, by which a run of `there` cannot go on as one of `here`."""
+    return [
+        f"{name}: {old!r} there, {new!r} here"
+        for (name, old), (_, new) in zip(_fields(there), _fields(here), strict=True)
+        if old != new and name not in _MAY_DIFFER and not name.startswith("cluster.")
+    ]
 
 
 def _fields(cfg: Config) -> Iterator[tuple[str, Any]]:

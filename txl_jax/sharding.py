@@ -86,15 +86,6 @@ def repeated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(mesh: Mesh, name: str, batch: int, accumulate: int = 1) -> None:
-    """Raises UserError unless the devices divide a batch into `accumulate` parts evenly."""
-    parts = mesh.devices.size * accumulate
-    if batch < 1 or batch % parts:
-        devices = f"{mesh.devices.size} device{'s' if mesh.devices.size > 1 else ''}"
-        what = f"{devices} x accumulate {accumulate}" if accumulate > 1 else devices
-        raise UserError(f"{name} is {batch}, which {what} cannot divide; use a multiple of {parts}")
-
-
 def local_rows(mesh: Mesh, batch: int) -> slice:
     """The sequences of a batch of `batch` that this process's devices hold."""
     per_process = batch // jax.process_count()

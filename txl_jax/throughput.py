@@ -20,14 +20,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from txl_jax import data, flops, metrics, preflight, sharding
+from txl_jax.checks import WARM_UP, check_throughput
 from txl_jax.config import Config
 from txl_jax.data import Streams
-from txl_jax.errors import UserError
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
 
-WARM_UP = 10
-"""Steps that are not timed. The first compiles and opens the connections between devices; the next
-ones find memory being set aside, and a GPU that has yet to warm up."""
 SEGMENTS = 4
 """Segments of each synthetic stream; they come again and again."""
 ZIPF_EXPONENT, ZIPF_SHIFT = 1.3, 5.0
@@ -39,13 +36,7 @@ def run(name: str, cfg: Config, mesh: Mesh) -> int:
 
     Raises UserError: no step would be left to time, the data set cannot be used …
     """
-    timed = _steps(cfg) - WARM_UP
-    if timed < 1:
-        raise UserError(
-            f"max_tokens {cfg.train.max_tokens} are {_steps(cfg)} steps, and --throughput times "
-            f"those after the first {WARM_UP}: use --max-tokens "
-            f"{2 * WARM_UP * cfg.train.batch * cfg.model.tgt_len} or more"
-        )
+    check_throughput(cfg)
     cfg, streams = open_streams(cfg)
     found = {"config": name} | measure(cfg, mesh, streams)
     if jax.process_index() == 0:
@@ -62,11 +53,6 @@ def open_streams(cfg: Config) -> tuple[Config, Streams]:
     """
     batch, tgt_len = cfg.train.batch, cfg.model.tgt_len
     if cfg.data.dataset == "synthetic":
-        if not cfg.model.n_token:
-            raise UserError(
-                "--dataset synthetic has the vocabulary that --n-token says, and that is 0: give "
-                "the size of the real one (--n-token 267735 is WikiText-103's)"
-            )
         drawn = zipf(cfg.model.n_token, batch * (SEGMENTS * tgt_len + 1))
         return cfg, Streams.trimmed(drawn, batch, tgt_len)
     corpus = data.survey(cfg.data)

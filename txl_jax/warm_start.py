@@ -34,14 +34,6 @@ _SAME = ("pre_lnorm",)
 """Fields that change what parameters compute, and not their shapes."""
 
 
-def check(cfg: Config) -> None:
-    """Raises UserError, in one line, if only the upper layers have a run to come from."""
-    if cfg.train.init_upper_from and not cfg.train.init_from:
-        raise UserError(
-            "init_upper_from is given and init_from is not: name the run of the lower layers too"
-        )
-
-
 @dataclass(frozen=True)
 class Layers:
     """Layers `first` … `stop` - 1 of a model, and where they come from."""

@@ -1,0 +1,1 @@
+"""Rents hosts on AWS, prepares them, trains on all of them, and lets them stop by themselves."""

@@ -1,0 +1,1 @@
+"""What one can do with runs; each module is a command of the same name."""

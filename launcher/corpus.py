@@ -1,0 +1,104 @@
+"""The files of a corpus that are on this machine and that the hosts need, as one archive.
+
+The hosts unpack it into `~/txl/corpora/HASH`, beside the folder that they train in. Corpora that
+every host can make by itself (the standard library, synthetic tokens) need none.
+"""
+
+import gzip
+import hashlib
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from txl_jax import corpora
+from txl_jax.config import DataConfig
+from txl_jax.errors import UserError
+
+FOLDER = "corpora"
+"""Below `~/txl`, with a folder for each hash."""
+_TEXT, _VOCAB = "text", "vocab.json"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Files that the hosts need."""
+
+    hash: str
+    """Of their names and contents, SHA-256 in hexadecimal digits."""
+    files: dict[str, Path]
+    """By the name that each has in the archive."""
+    words: tuple[str, ...]
+    """What the trainer's command line says in place of the folders of this machine."""
+
+    def pack(self, path: Path) -> None:
+        """Writes the archive, tar.gz; the same files give the same bytes.
+
+        Raises UserError for a file that cannot be read, and OSError if the disk is full.
+        """
+        with (
+            path.open("wb") as file,
+            gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for name, source in self.files.items():
+                entry = tarfile.TarInfo(name)
+                with _opened(source) as content:
+                    entry.size = content.seek(0, io.SEEK_END)
+                    content.seek(0)
+                    tar.addfile(entry, content)
+
+
+def find(cfg: DataConfig) -> Corpus | None:
+    """The files that the hosts need; None: they need none.
+
+    Reads all of them.
+
+    Raises UserError for a corpus that cannot be used.
+    """
+    files: dict[str, Path] = {}
+    if cfg.dataset not in ("stdlib", "synthetic"):
+        files |= _of_corpus(corpora.open_corpus(cfg))
+    if cfg.vocab_file:
+        files[_VOCAB] = Path(cfg.vocab_file)
+    if not files:
+        return None
+    files = dict(sorted(files.items()))
+    hash = _hash(files)
+    folder = f"../{FOLDER}/{hash}"
+    words: list[str] = []
+    if cfg.dataset == "text":
+        # Below --text-dir, what is prepared would be taken for text.
+        words += ["--text-dir", f"{folder}/{_TEXT}", "--data-dir", f"{folder}/data"]
+    elif cfg.dataset not in ("stdlib", "synthetic"):
+        words += ["--data-dir", folder]
+    if cfg.vocab_file:
+        words += ["--vocab-file", f"{folder}/{_VOCAB}"]
+    return Corpus(hash, files, tuple(words))
+
+
+def _of_corpus(corpus: corpora.Corpus) -> dict[str, Path]:
+    if isinstance(corpus, corpora.Folder):
+        names = (name for split in corpora.SPLITS for name in corpus.files[split])
+        return {f"{_TEXT}/{name}": corpus.root / name for name in names}
+    assert isinstance(corpus, corpora.Named)
+    paths = [path for split in corpora.SPLITS for path in corpus.files[split]]
+    paths += [corpus.word_list] if corpus.word_list else []
+    layout = corpus.layout.folder
+    return {f"{layout}/{path.relative_to(corpus.root).as_posix()}": path for path in paths}
+
+
+def _hash(files: dict[str, Path]) -> str:
+    whole = hashlib.sha256()
+    for name, path in files.items():
+        with _opened(path) as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{content} {len(name)} {name}\n".encode(errors="surrogateescape"))
+    return whole.hexdigest()
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,130 @@
+"""Small objects in the launcher's bucket, which has to be the account's own."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from launcher.aws import Account, error_code, explained
+from txl_jax.errors import UserError
+
+_ABSENT = {"404", "NoSuchBucket", "NoSuchKey"}
+_EMPTY = "InvalidRange"
+_CHANGED = {"412", "ConditionalRequestConflict", "PreconditionFailed"}
+
+
+class Changed(UserError):
+    """An object is not the one any more that was to be replaced."""
+
+
+def read(account: Account, bucket: str, key: str, last_bytes: int = 0) -> bytes | None:
+    """An object, or the end of it; None if there is no such object or bucket."""
+    content, _ = read_version(account, bucket, key, last_bytes)
+    return content
+
+
+@explained()
+def read_version(
+    account: Account, bucket: str, key: str, last_bytes: int = 0
+) -> tuple[bytes | None, str]:
+    """As `read`, and which version of the object it is; an empty one where there is none."""
+    part = {"Range": f"bytes=-{last_bytes}"} if last_bytes else {}
+    try:
+        answer = account.client("s3").get_object(
+            Bucket=bucket, Key=key, ExpectedBucketOwner=account.id, **part
+        )
+        return answer["Body"].read(), answer["ETag"]
+    except ClientError as error:
+        if error_code(error) == _EMPTY:
+            return b"", ""
+        if error_code(error) not in _ABSENT:
+            raise
+        return None, ""
+
+
+@explained()
+def read_from(account: Account, bucket: str, key: str, start: int) -> bytes | None:
+    """What an object holds from its byte `start` on; None if there is no such object."""
+    try:
+        answer = account.client("s3").get_object(
+            Bucket=bucket, Key=key, ExpectedBucketOwner=account.id, Range=f"bytes={start}-"
+        )
+        return answer["Body"].read()
+    except ClientError as error:
+        if error_code(error) == _EMPTY:
+            return b""
+        if error_code(error) not in _ABSENT:
+            raise
+        return None
+
+
+def read_json(account: Account, bucket: str, key: str) -> Any:
+    """What an object says in JSON; None if it is not there, or is no JSON."""
+    return parse(read(account, bucket, key))
+
+
+def parse(content: bytes | None) -> Any:
+    """What JSON says; None if it is none."""
+    try:
+        return json.loads(content or b"null")
+    except (ValueError, RecursionError):
+        return None
+
+
+@explained()
+def write(
+    account: Account, bucket: str, key: str, content: bytes, replaces: str | None = None
+) -> None:
+    """Makes an object, or replaces one.
+
+    `replaces`: the version that is to be replaced, empty for none; None: whatever is there.
+
+    Raises Changed if another one is there.
+    """
+    condition = {}
+    if replaces is not None:
+        condition = {"IfMatch": replaces} if replaces else {"IfNoneMatch": "*"}
+    try:
+        account.client("s3").put_object(
+            Bucket=bucket, Key=key, Body=content, ExpectedBucketOwner=account.id, **condition
+        )
+    except ClientError as error:
+        if error_code(error) not in _CHANGED:
+            raise
+        raise Changed(f"s3://{bucket}/{key} was written by another at this moment") from error
+
+
+def write_json(
+    account: Account, bucket: str, key: str, content: Any, replaces: str | None = None
+) -> None:
+    """As `write`, of something that JSON can say."""
+    write(account, bucket, key, json.dumps(content, indent=2).encode() + b"\n", replaces)
+
+
+@explained()
+def exists(account: Account, bucket: str, key: str) -> bool:
+    """Whether there is such an object."""
+    try:
+        account.client("s3").head_object(Bucket=bucket, Key=key, ExpectedBucketOwner=account.id)
+    except ClientError as error:
+        if error_code(error) not in _ABSENT:
+            raise
+        return False
+    return True
+
+
+@explained()
+def written(account: Account, bucket: str, prefix: str) -> dict[str, datetime]:
+    """When each object was written whose key begins so; none where there is no such bucket."""
+    pages = account.client("s3").get_paginator("list_objects_v2")
+    try:
+        return {
+            found["Key"]: found["LastModified"].astimezone(UTC)
+            for page in pages.paginate(Bucket=bucket, Prefix=prefix, ExpectedBucketOwner=account.id)
+            for found in page.get("Contents", [])
+        }
+    except ClientError as error:
+        if error_code(error) not in _ABSENT:
+            raise
+        return {}

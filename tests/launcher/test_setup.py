@@ -1,0 +1,585 @@
+"""Hosts are prepared through real sshds and tmux; what would change this machine is a stand-in."""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import setup
+from launcher.aws import Account
+from launcher.remote import Hosts
+from launcher.setup import Work
+from launcher.shared import Shared
+from txl_jax import config
+from txl_jax.config import Config, DataConfig
+from txl_jax.errors import UserError
+
+pytest_plugins = ["tests.buckets", "tests.launcher.sshd"]
+
+pytestmark = [pytest.mark.processes, pytest.mark.cloud]
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ["install.py", "requirements.txt", "requirements.lock", "configs", "launcher", "txl_jax"]
+NASTY = ["a'b", '"', "$(touch pwned)", "`touch pwned`", "; touch pwned", "two\nlines", "-x", "*"]
+HEALTH = {
+    "hosts": 2,
+    "devices": 16,
+    "network": "EFA",
+    "bytes": 128 << 20,
+    "ms": 25.0,
+    "bus_gbps": 80.0,
+    "warnings": [],
+}
+
+# Of a host: makes an environment without installing anything.
+PYTHON3 = f"""
+case "$1" in
+*/install.py)
+    echo "install $*" >>~/calls
+    [ ! -e ~/install-fails ] || {{ echo "ERROR: no matching distribution"; exit 1; }}
+    mkdir -p "$2/bin" && cp ~/environment-python "$2/bin/python" && exit;;
+esac
+exec {sys.executable} "$@"
+"""
+# Its python: the health check and the trainer are stand-ins, the rest is real.
+ENVIRONMENT_PYTHON = f"""#!/bin/bash
+case "$2" in
+txl_jax.health) echo "health $*" >>~/calls; . ~/health;;
+txl_jax.train)
+    printf '%s\\0' "$@" >~/trainer-words
+    env >~/trainer-environ
+    echo "train" >>~/calls
+    echo "step 1"
+    . ~/trainer
+    exit 0;;
+*) exec {sys.executable} "$@";;
+esac
+"""
+TRAINER = "trap 'echo saved; exit 75' TERM; while :; do sleep 0.1; done"
+APT_GET = 'echo "apt-get $*" >>~/calls; [ ! -e ~/apt-fails ]'
+SMI = 'echo "smi $*" >>~/calls; [ "$1" != -L ] || seq 0 7 | sed "s/.*/GPU &: Tesla V100/"'
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source as the hosts get it."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name in SOURCE:
+            tar.add(ROOT / name, name, filter=lambda e: None if "__pycache__" in e.name else e)
+    path = tmp_path_factory.mktemp("source") / "source.tar.gz"
+    path.write_bytes(gzip.compress(packed.getvalue(), 1))
+    return path
+
+
+class Bench:
+    """Some hosts with stand-ins, and the work that they are prepared for."""
+
+    def __init__(self, machines: Any, archive: Path):
+        self.machines, self.servers = machines, machines.servers
+        for server in self.servers:
+            server.tool("python3", PYTHON3)
+            server.tool("apt-get", APT_GET)
+            server.tool("sudo", '[ "$1" != -n ] || shift; exec "$@"')
+            server.tool("nvidia-smi", SMI)
+            server.tool("modprobe", 'echo "modprobe $*" >>~/calls')
+            server.tool("uname", "echo 6.8.0-1021-aws")
+            (server.home / "calls").touch()
+            (server.home / "environment-python").write_text(ENVIRONMENT_PYTHON)
+            (server.home / "environment-python").chmod(0o755)
+            (server.home / "health").write_text(f"echo '{json.dumps(HEALTH)}'")
+            (server.home / "trainer").write_text(TRAINER)
+        self.work = Work(
+            config=Config(),
+            words=("--config", "quickstart"),
+            logdir="",
+            output="",
+            archive=archive,
+            sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
+            coordinator=self.servers[0].address,
+            gpus=8,
+            needs_driver=False,
+            efa_interfaces=0,
+            network_gbps=100.0,
+        )
+        self.said: list[str] = []
+
+    def hosts(self) -> Hosts:
+        return self.machines.hosts()
+
+    def do(self, phases: int = 99, **changes: Any) -> list[str]:
+        """Does so many phases; their names."""
+        work = dataclasses.replace(self.work, **changes)
+        with self.hosts() as hosts:
+            names = []
+            for name, limit in setup.phases(hosts, work, self.said.append):
+                assert limit > 0
+                names.append(name)
+                if len(names) > phases:
+                    break
+        return names
+
+    def calls(self, host: int = 0) -> list[str]:
+        """What the stand-ins of a host were called with."""
+        return (self.servers[host].home / "calls").read_text().splitlines()
+
+    def trainer_words(self, host: int = 0) -> list[str]:
+        path = self.servers[host].home / "trainer-words"
+        until(path.exists)
+        return path.read_text().split("\0")[:-1]
+
+
+def until(done: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def bench(machines, archive) -> Callable[[int], Bench]:
+    return lambda number: Bench(machines(number), archive)
+
+
+ALL = ["packages", "driver", "source", "Python", "health check", "trainer"]
+
+
+def test_from_nothing_to_trainers(bench):
+    some = bench(2)
+    assert some.do() == ALL
+    first, second = (server.address for server in some.servers)
+    for number in range(2):
+        assert some.trainer_words(number) == [
+            *("-m", "txl_jax.train", "--config", "quickstart", "--supervise"),
+            *("--coordinator", f"{first}:8476"),
+            *("--num-processes", "2", "--process-id", str(number)),
+        ]
+        (check,) = (call for call in some.calls(number) if call.startswith("health"))
+        assert check.split()[3:] == [
+            *("--gpus", "8", "--gbps", "100", "--coordinator", f"{first}:8477"),
+            *("--num-processes", "2", "--process-id", str(number)),
+        ]
+        environ = (some.servers[number].home / "trainer-environ").read_text().splitlines()
+        assert "JAX_PLATFORMS=cuda,cpu" in environ
+    assert second not in " ".join(some.trainer_words(1))
+    with some.hosts() as hosts:
+        assert setup.is_training(hosts)
+        (output, _) = hosts.run("cat ~/txl/output.txt", timeout=60)
+    assert output.out.splitlines()[1] == "step 1"
+    assert some.said == [
+        "an all-reduce of 128 MiB over 16 devices took 25.0 ms, 80.0 Gbit/s of bus bandwidth "
+        "through EFA"
+    ]
+
+
+def test_nobody_else_can_read_what_is_on_a_host(bench):
+    some = bench(1)
+    some.do()
+    some.trainer_words()
+    open_to_others = [
+        path
+        for path in (some.servers[0].home / "txl").iterdir()
+        if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) & 0o077
+    ]
+    assert not open_to_others
+
+
+@pytest.mark.parametrize("phases", range(len(ALL)))
+def test_broken_off_after_any_phase_and_done_again(bench, phases):
+    some = bench(2)
+    assert len(some.do(phases=phases)) == phases + 1
+    some.do()
+    for number in range(2):
+        some.trainer_words(number)
+        calls = some.calls(number)
+        assert calls.count("train") == 1
+        assert sum(call.startswith("install") for call in calls) == 1
+
+
+def test_where_all_train_nothing_is_done(bench):
+    some = bench(1)
+    some.do()
+    some.trainer_words()
+    before = some.calls()
+    assert some.do() == []
+    assert some.calls() == before
+
+
+def test_where_one_trains_the_other_is_started(bench):
+    some = bench(2)
+    some.do()
+    for number in range(2):
+        some.trainer_words(number)
+    some.machines.servers = some.servers[:1]
+    with some.hosts() as hosts:
+        setup.stop_trainer(hosts)
+    some.machines.servers = some.servers
+    assert "health check" not in some.do()
+    until(lambda: some.calls(0).count("train") == 2)
+    assert some.calls(1).count("train") == 1
+
+
+def test_words_reach_the_trainer_as_they_are(bench):
+    some = bench(1)
+    some.do(words=tuple(NASTY), logdir="runs/a $(touch pwned) 'b'")
+    words = some.trainer_words()
+    assert words[2 : 2 + len(NASTY)] == NASTY
+    assert words[-1] == "runs/a $(touch pwned) 'b'"
+    home = some.servers[0].home
+    assert not [*home.rglob("pwned"), *Path.home().glob("pwned"), *ROOT.glob("pwned")]
+    link = os.readlink(home / "txl" / "heartbeats")
+    assert link == "work/runs/a $(touch pwned) 'b'/heartbeats"
+
+
+def test_the_trainer_is_asked_to_save_and_its_status_kept(bench):
+    some = bench(2)
+    with some.hosts() as hosts:
+        setup.stop_trainer(hosts)  # none is there yet
+    some.do()
+    for number in range(2):
+        some.trainer_words(number)
+    with some.hosts() as hosts:
+        setup.stop_trainer(hosts)
+        assert not setup.is_training(hosts)
+        for output in hosts.run("cat ~/txl/status; tail -n 1 ~/txl/output.txt", timeout=60):
+            assert output.out == "75\nsaved\n"
+        # What it said last can be looked at.
+        (pane, _) = hosts.run("tmux capture-pane -p -S - -t =txl:", timeout=60)
+        assert "saved" in pane.out
+
+
+def test_a_trainer_that_does_not_save_in_time_is_named(bench):
+    some = bench(1)
+    (some.servers[0].home / "trainer").write_text("trap '' TERM; sleep 30")
+    some.do()
+    some.trainer_words()
+    with some.hosts() as hosts, pytest.raises(UserError, match="night-0: the trainer did not end"):
+        setup.stop_trainer(hosts, timeout=1)
+
+
+@pytest.mark.parametrize(
+    "keys, signal", [("kill-session -t =txl", "TERM"), ("send-keys -t =txl: C-c", "INT")]
+)
+def test_ctrl_c_and_the_end_of_the_session_reach_the_trainer(bench, keys, signal):
+    some = bench(1)
+    home = some.servers[0].home
+    (home / "trainer").write_text(TRAINER.replace("TERM", signal))
+    some.do()
+    some.trainer_words()
+    with some.hosts() as hosts:
+        hosts.run(f"tmux {keys}", timeout=60)
+        until((home / "txl" / "status").exists)
+    assert (home / "txl" / "status").read_text() == "75\n"
+    assert (home / "txl" / "output.txt").read_text().endswith("saved\n")
+
+
+def test_a_trainer_that_cannot_start_says_why(bench):
+    some = bench(1)
+    (some.servers[0].home / "environment-python").write_text(
+        "#!/bin/bash\n[ $2 = txl_jax.health ] && . ~/health && exit\necho no module x; exit 1\n"
+    )
+    with pytest.raises(UserError, match=r"night-0: the trainer did not start: no module x"):
+        some.do()
+    assert (some.servers[0].home / "txl" / "status").read_text() == "1\n"
+
+
+DRIVER = ["linux-modules-nvidia-580-server-6.8.0-1021-aws", "nvidia-headless-no-dkms-580-server"]
+
+
+def test_a_driver_is_installed_where_there_is_none(bench):
+    some = bench(1)
+    server = some.servers[0]
+    server.tool("nvidia-smi", f"grep -q modprobe ~/calls || exit 9\n{SMI}")
+    some.do(phases=1, needs_driver=True)
+    assert "driver" in some.do(needs_driver=True)
+    installs = [call for call in some.calls() if "install" in call and "apt-get" in call]
+    (install,) = installs
+    assert install.split()[-3:] == [*DRIVER, "nvidia-utils-580-server"]
+    assert "modprobe nvidia" in some.calls() and "smi -pm 1" in some.calls()
+
+
+def test_modules_are_built_if_ubuntu_has_none_for_the_kernel(bench):
+    some = bench(1)
+    server = some.servers[0]
+    server.tool("nvidia-smi", f"grep -q modprobe ~/calls || exit 9\n{SMI}")
+    server.tool("apt-get", f'{APT_GET}\ncase "$*" in *no-dkms*) exit 100;; esac')
+    some.do(needs_driver=True)
+    assert any("linux-headers-6.8.0-1021-aws nvidia-headless-580-server" in c for c in some.calls())
+
+
+@pytest.mark.parametrize("needs_driver", [False, True])
+def test_missing_gpus_are_named_with_their_host(bench, needs_driver):
+    some = bench(2)
+    some.servers[1].tool("nvidia-smi", "echo 'GPU 0: Tesla V100'")
+    with pytest.raises(UserError) as caught:
+        some.do(needs_driver=needs_driver)
+    assert str(caught.value) == (
+        "failed on 1 of 2 hosts: night-1: nvidia-smi lists 1 GPUs and should list 8"
+    )
+    assert any("apt-get" in call for call in some.calls(1)) == needs_driver
+    assert not any("apt-get" in call for call in some.calls(0))
+
+
+def test_a_driver_that_cannot_be_installed(bench):
+    some = bench(1)
+    some.servers[0].tool("nvidia-smi", "exit 9")
+    (some.servers[0].home / "apt-fails").touch()
+    with pytest.raises(UserError, match="apt-get cannot install NVIDIA's driver 580-server"):
+        some.do(needs_driver=True)
+
+
+def test_hosts_without_gpus_train_on_their_cpu(bench):
+    some = bench(1)
+    assert "driver" not in some.do(gpus=0)
+    some.trainer_words()
+    environ = (some.servers[0].home / "trainer-environ").read_text().splitlines()
+    assert "JAX_PLATFORMS=cpu" in environ
+    (check,) = (call for call in some.calls() if call.startswith("health"))
+    assert check.split()[3:] == ["--gpus", "1", "--gbps", "100", "--local"]
+
+
+@pytest.mark.skipif(Path("/opt/amazon/efa").exists(), reason="this machine has EFA's software")
+def test_without_efa_the_hosts_speak_through_tcp_and_that_is_said(bench):
+    some = bench(2)
+    for server in some.servers:
+        server.tool("curl", "exit 6")
+        (server.home / "health").write_text(f"echo '{json.dumps(HEALTH | {'network': 'TCP'})}'")
+    assert some.do(efa_interfaces=1)[-1] == "trainer"
+    first, second, _, third = some.said
+    assert first == (
+        "warning: night-0: the installer of EFA cannot be fetched; without it the hosts speak "
+        "through TCP, which is slower"
+    )
+    assert second.startswith("warning: night-1: ")
+    assert third == "warning: the hosts have EFA, and TCP carries what they send"
+
+
+def test_programs_that_are_missing_are_installed(bench):
+    some = bench(1)
+    server = some.servers[0]
+    # As in an image without python3-venv; apt-get brings it.
+    missing = 'case "$*" in "-m ensurepip"*) grep -q python3-venv ~/calls || exit 1;; esac'
+    server.tool("python3", missing + PYTHON3)
+    some.do(phases=1)
+    (install,) = (call for call in some.calls() if " install " in call)
+    assert install.endswith("install --no-install-recommends python3-venv")
+
+
+def test_python_that_is_too_old_is_named(bench):
+    some = bench(1)
+    for name in ("python3", "python3.13", "python3.12", "python3.11"):
+        some.servers[0].tool(name, "exit 1")
+    with pytest.raises(UserError, match=r"night-0: has no Python 3\.11 or later"):
+        some.do()
+
+
+def test_packages_that_cannot_be_installed(bench):
+    some = bench(2)
+    (some.servers[1].home / "install-fails").touch()
+    with pytest.raises(UserError) as caught:
+        some.do()
+    assert str(caught.value) == (
+        "failed on 1 of 2 hosts: night-1: ERROR: no matching distribution: see ~/txl/setup.log"
+    )
+    (some.servers[1].home / "install-fails").unlink()
+    assert some.do()[-1] == "trainer"
+
+
+def test_a_change_of_requirements_is_installed(bench, archive, tmp_path):
+    some = bench(1)
+    some.do(phases=4)
+    server = some.servers[0]
+    (server.home / "txl" / "source" / "requirements.txt").write_text("another\n")
+    some.do(phases=4)
+    assert sum(call.startswith("install") for call in some.calls()) == 2
+
+
+@pytest.mark.parametrize(
+    "says, problem",
+    [
+        ("echo 'error: host b sees 7 GPU devices' >&2; exit 2", "night-1: error: host b sees 7"),
+        ("echo nothing", None),
+        ("echo '{}'", None),
+        ("echo '[1]'; echo '{\"hosts\": \"x\"}'", None),
+    ],
+)
+def test_an_unhealthy_host_is_named_and_no_trainer_starts(bench, says, problem):
+    some = bench(2)
+    number = 1 if problem else 0
+    (some.servers[number].home / "health").write_text(says)
+    with pytest.raises(UserError, match=problem or "ended without a result"):
+        some.do()
+    assert not any("train" in some.calls(host) for host in range(2))
+
+
+def test_warnings_of_the_health_check_are_said(bench):
+    some = bench(2)
+    found = HEALTH | {"warnings": ["slow \u001b[31m"]}
+    (some.servers[0].home / "health").write_text(f"cat <<'E'\n{json.dumps(found)}\nE\n")
+    some.do()
+    assert some.said[-1] == "warning: slow \\x1b[31m"
+
+
+def test_a_damaged_archive_is_refused(bench):
+    some = bench(1)
+    with pytest.raises(UserError, match=r"night-0: sources/f*\.tar\.gz is damaged"):
+        some.do(sha256="f" * 64)
+
+
+class Cloud:
+    """The bucket through which hosts get files."""
+
+    def __init__(self, s3: Any):
+        self.s3 = s3
+        self.shared = Shared(Account.open(), s3.bucket)
+
+    def files(self) -> dict[str, int]:
+        """Files in the bucket, and how often each was brought there."""
+        found = self.s3.direct.list_objects_v2(Bucket=self.s3.bucket).get("Contents", [])
+        sent = [
+            request for request in self.s3.proxy.requests if request.startswith(("PUT", "POST"))
+        ]
+        return {one["Key"]: sum(one["Key"] in request for request in sent) for one in found}
+
+
+@pytest.fixture
+def cloud(s3) -> Cloud:
+    return Cloud(s3)
+
+
+def test_hosts_fetch_the_source_from_the_bucket_where_it_is_brought_once(cloud, bench):
+    some = bench(2)
+    for server in some.servers:
+        curl = 'tr "\\0" " " </proc/$$/cmdline >>~/curl; exec /usr/bin/curl "$@"'
+        server.tool("curl", curl)
+    some.do(phases=3, shared=cloud.shared)
+    some.do(phases=3, shared=cloud.shared)
+    key = f"sources/{some.work.sha256}.tar.gz"
+    assert cloud.files() == {key: 1}
+    for server in some.servers:
+        assert (server.home / "txl" / "source" / "txl_jax" / "train.py").exists()
+        command = (server.home / "curl").read_text()
+        assert "--config" in command and "http" not in command and "ignature" not in command
+
+
+class Unreachable(Shared):
+    """A bucket that the hosts cannot read from."""
+
+    def url(self, key: str) -> str:
+        return "http://127.0.0.1:9/"
+
+
+def test_a_bucket_that_hosts_cannot_read(cloud, bench):
+    some = bench(1)
+    some.servers[0].tool("curl", 'exec /usr/bin/curl "$@" --retry 0')
+    with pytest.raises(UserError, match=r"night-0: curl: .* connect"):
+        some.do(phases=3, shared=Unreachable(cloud.shared.account, cloud.s3.bucket))
+
+
+def text_config(folder: Path, **changes: Any) -> Config:
+    folder.mkdir()
+    for number in range(200):
+        (folder / f"it's {number}.txt").write_text(f"text {number}\n")
+    return Config(data=DataConfig(dataset="text", text_dir=str(folder), **changes))
+
+
+def test_a_corpus_of_this_machine_is_brought_once(cloud, bench, tmp_path):
+    some = bench(2)
+    config = text_config(tmp_path / "my text")
+    words = ("--config", "quickstart", "--text-dir", str(tmp_path / "my text"))
+    changes: dict[str, Any] = {"config": config, "words": words, "shared": cloud.shared}
+    assert "data" in some.do(**changes)
+    (key,) = (key for key in cloud.files() if key.startswith("data/"))
+    sent = some.trainer_words(0)
+    place = len(sent) - 1 - sent[::-1].index("--text-dir")
+    for server in some.servers:
+        folder = server.home / "txl" / "work" / sent[place + 1]
+        assert len(list(folder.iterdir())) == 200
+        assert (folder / "it's 7.txt").read_text() == "text 7\n"
+    with some.hosts() as hosts:
+        setup.stop_trainer(hosts)
+    some.do(**changes)
+    assert cloud.files()[key] == 1
+
+
+def test_a_corpus_without_a_bucket(bench, tmp_path):
+    some = bench(1)
+    some.do(config=text_config(tmp_path / "text"))
+    sent = some.trainer_words()
+    folder = some.servers[0].home / "txl" / "work" / sent[sent.index("--text-dir") + 1]
+    assert len(list(folder.iterdir())) == 200
+
+
+def test_what_a_host_printed_is_in_the_bucket(cloud, bench):
+    some = bench(1)
+    (some.servers[0].home / "trainer").write_text("echo last; exit 3")
+    output = f"s3://{cloud.s3.bucket}/launches/night"
+    some.do(shared=cloud.shared, output=output)
+    status = some.servers[0].home / "txl" / "status"
+    until(status.exists)
+    assert status.read_text() == "3\n"
+    key = "launches/night/output-0.txt"
+    body = cloud.s3.direct.get_object(Bucket=cloud.s3.bucket, Key=key)["Body"].read()
+    assert body.decode().splitlines()[1:] == ["step 1", "last"]
+
+
+@pytest.mark.slow
+def test_two_hosts_train_to_the_end(cloud, bench, tmp_path):
+    """Nothing but the environment's making is a stand-in."""
+    some = bench(2)
+    text = tmp_path / "text"
+    shutil.copytree(ROOT / "txl_jax", text, ignore=shutil.ignore_patterns("__pycache__"))
+    for server in some.servers:
+        python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+        (server.home / "environment-python").write_text(python)
+    words = ["--config", "quickstart", "--dataset", "text", "--text-dir", str(text)]
+    words += ["--n-layer", "1", "--d-model", "16", "--n-head", "1", "--d-head", "16"]
+    words += ["--batch", "2", "--max-tokens", "12800", "--eval-every", "1000", "--log-every", "10"]
+    work = {
+        "config": config.load("quickstart", words[2:]),
+        "words": tuple(words),
+        "gpus": 0,
+        "network_gbps": 0.0,
+        "shared": cloud.shared,
+        "logdir": f"s3://{cloud.s3.bucket}/runs/night",
+        "output": f"s3://{cloud.s3.bucket}/launches/night",
+    }
+    names = some.do(**work)
+    assert names == ["packages", "source", "Python", "data", "health check", "trainer"]
+    assert re.fullmatch(r"an all-reduce of 4 MiB over 2 devices took .* through TCP", some.said[0])
+    folders = [server.home / "txl" for server in some.servers]
+    for number, folder in enumerate(folders):
+        until((folder / "status").exists, 300)
+        output = (folder / "output.txt").read_text()
+        assert (folder / "status").read_text() == "0\n", output
+        sign = json.loads((folder / "heartbeats" / f"{number}.json").read_text())
+        assert sign["step"] == 200
+    files = cloud.files()
+    expected = ["config.json", "metrics.jsonl", "results.json", "heartbeats/0.json"]
+    for name in [*expected, "heartbeats/1.json"]:
+        assert f"runs/night/{name}" in files
+    for number in range(2):
+        key = f"launches/night/output-{number}.txt"
+        kept = cloud.s3.direct.get_object(Bucket=cloud.s3.bucket, Key=key)["Body"].read()
+        assert kept == (folders[number] / "output.txt").read_bytes()
+
+
+def test_shell_scripts_are_sound():
+    for path in sorted((ROOT / "launcher" / "on_host").glob("*.sh")):
+        subprocess.run(["bash", "-n", str(path)], check=True)
+        assert shlex.split(path.read_text().splitlines()[0], comments=True) == []
