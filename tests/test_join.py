@@ -31,6 +31,15 @@ def slurm(job: int = 5, rank: int = 1, local: int = 0) -> dict[str, str]:
     }
 
 
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "82313216.0;tcp://10.91.0.4,192.0.2.4:33619;tcp6://[fd91::4]:48141",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+}
+"""What mpirun 4.1.4 says on a host with three addresses."""
+
+
 @pytest.fixture
 def under_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in slurm().items():
@@ -52,6 +61,37 @@ def test_the_scheduler_says_what_is_left_open(under_slurm):
     assert find(False, environ={}) == Cluster("localhost:61445", 2, 1)
     assert find(False, HERE, environ={}) == Cluster(HERE, 2, 1)
     assert find(False, process_per_gpu=True, environ={}) == Cluster("localhost:61445", 2, 1, "0")
+
+
+def test_mpirun_says_what_is_left_open(monkeypatch):
+    for name, value in OPEN_MPI.items():
+        monkeypatch.setenv(name, value)
+    assert find(False, environ={}) == Cluster("10.91.0.4:65152", 2, 1)
+    assert find(False, HERE, environ={}) == Cluster(HERE, 2, 1)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="process 1 on its machine"):
+        find(False, environ={})
+    assert find(False, process_per_gpu=True, environ={}) == Cluster("10.91.0.4:65152", 2, 1, "1")
+
+
+@pytest.mark.parametrize(
+    "environ, complaint",
+    [
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "or Kubernetes .*install the package kubernetes"),
+        (slurm() | {"SLURM_NTASKS": "two"}, "from the scheduler .*'two'.*; pass --coordinator, "),
+        (
+            {"OMPI_MCA_orte_hnp_uri": OPEN_MPI["OMPI_MCA_orte_hnp_uri"]},
+            "from the scheduler .KeyError: 'OMPI_COMM_WORLD_SIZE'",
+        ),
+    ],
+    ids=["Kubernetes", "Slurm", "Open MPI"],
+)
+def test_a_scheduler_that_cannot_be_read_is_one_line(environ, complaint, monkeypatch):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=complaint) as error:
+        find(False, environ={})
+    assert "\n" not in str(error.value)
 
 
 def test_a_process_takes_the_gpus_that_it_is_given():

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,9 +75,9 @@ def find(
     """The cluster that the command line, the environment or the scheduler says; None: only us.
 
     What the command line leaves open is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, and after that from Slurm, MPI or Kubernetes, as JAX finds them. A process takes
-    all GPUs of its machine; with `process_per_gpu` those of JAX_LOCAL_DEVICE_IDS, or the one that
-    has the process's number on its machine.
+    JAX_PROCESS_ID, and after that from Slurm, Open MPI or Kubernetes, as JAX finds them. A process
+    takes all GPUs of its machine; with `process_per_gpu` those of JAX_LOCAL_DEVICE_IDS, or the one
+    that has the process's number on its machine.
 
     Starts nothing.
 
@@ -119,23 +120,26 @@ def _number(given: int | None, name: str, environ: Mapping[str, str]) -> int | N
 def _detected(given: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
     """`given` completed by what JAX finds, and the number of this process on its machine."""
     try:
-        *found, ranks = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            *given.values(),
-            local_device_ids=None,
-            cluster_detection_method=None,
-            initialization_timeout=60,
-        )
-    except (ValueError, RuntimeError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Kubernetes without its package; see below
+            *found, ranks = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                *given.values(),
+                local_device_ids=None,
+                cluster_detection_method=None,
+                initialization_timeout=60,
+            )
+    except Exception as error:  # whatever comes of a scheduler that is not as JAX expects it
         raise UserError(
-            f"the cluster cannot be read from the scheduler ({type(error).__name__}: {error}); "
-            f"pass {', '.join(given)}"
+            f"the cluster cannot be read from the scheduler ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}); pass {', '.join(given)}"
         ) from error
     complete = dict(zip(given, found, strict=True))
     missing = [name for name, value in complete.items() if value is None]
     if len(missing) == len(complete):
         raise UserError(
-            f"no cluster was found to join; pass {', '.join(complete)}, start under Slurm, MPI or "
-            "Kubernetes, or pass --local to train on this machine"
+            f"no cluster was found to join; pass {', '.join(complete)}, start under Slurm, Open "
+            "MPI or Kubernetes (for that, install the package kubernetes), or pass --local to "
+            "train on this machine"
         )
     if missing:
         are = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'}"
