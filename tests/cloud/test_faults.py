@@ -16,7 +16,11 @@ from tests.cloud.cloud import LocalCloud, missing
 from tests.cloud.typed import OPEN, TINY, Typed
 
 pytest_plugins = ["tests.cloud.fixtures"]
-pytestmark = [pytest.mark.processes, pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.cloud,
+    pytest.mark.skipif(bool(missing()), reason=missing()),
+]
 BUCKET = "txl-123456789012-us-east-1"
 WORDS = ["--config=quickstart", "--name=a", "--machines=2", "--max-tokens=6400000", *TINY, OPEN]
 """A run that is long enough to be disturbed."""

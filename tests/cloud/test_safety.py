@@ -22,6 +22,7 @@ from tests.cloud.typed import OPEN, TINY, Typed
 pytest_plugins = ["tests.cloud.fixtures"]
 pytestmark = [
     pytest.mark.processes,
+    pytest.mark.cloud,
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
