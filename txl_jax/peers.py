@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import sys
 import threading
@@ -37,6 +38,8 @@ PATIENCE_SECONDS = 15.0
 LINGER_SECONDS = 3.0
 """Process 0 holds the store, and stays until the others have read in it why the run ends."""
 _BUG_STATUS = 1
+_BROKEN = re.compile("Gloo .* failed|NCCL .* network error")
+"""In an error's line: the connection to a peer broke, though nobody is silent."""
 _MAY_DIFFER = {"train.logdir", "data.data_dir", "data.text_dir"}
 """Folders may have other names on other hosts; the token files are compared by what is in them."""
 _LONGEST_SHOWN = 32
@@ -55,7 +58,8 @@ class Peers:
     """The processes of a run, in a `with` that holds all that they do together.
 
     A normal end waits for all of them. An error in one ends all: after a UserError with status 2,
-    after any other with status 1 and its traceback, unless it came of the loss of a peer (75).
+    after any other with status 1 and its traceback, unless it came of the loss of a peer or of the
+    connection to one (75).
 
     Alone (`Peers(None)`) there is nobody to wait for, and errors pass through.
     """
@@ -157,6 +161,9 @@ class Peers:
         else:
             time.sleep(PATIENCE_SECONDS)  # the watching threads may end the process meanwhile
             line = traceback.format_exception_only(error)[-1].strip()
+            if _BROKEN.search(line):
+                verdict = self._told(RESTART_STATUS, line)
+                self._end(RESTART_STATUS, verdict.split(" ", 1)[1], verdict)
             report = "".join(traceback.format_exception(error)).strip()
             self._end(_BUG_STATUS, report, self._told(_BUG_STATUS, line))
 
