@@ -2,8 +2,8 @@
 
 Steps are sums over all devices; process 0 writes every tenth into FOLDER, and the run goes on from
 there. WHAT is `facts=2` if process 2 has other facts than the others, or what it does at step 20:
-`bug=2`, `mistake=2`, or `slow=2`, to compute for long without a step; `late=2` comes to the first
-step when the others have given up.
+`bug=2`, `mistake=2`, `break=2`, to break its connections to the others, or `slow=2`, to compute for
+long without a step; `late=2` comes to the first step when the others have given up.
 """
 
 import os
@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 
 from txl_jax import distributed, sharding, supervise
 from txl_jax.distributed import Cluster
@@ -75,7 +76,7 @@ class Members:
 
     def wait_for(self, text: str, times: int = 1) -> None:
         """Until every member has said so."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while any(path.read_text().count(text) < times for path in self.logs):
             assert time.monotonic() < end, "\n".join(path.read_text() for path in self.logs)
             time.sleep(0.1)
@@ -90,7 +91,7 @@ class Members:
     def statuses(self, *members: int) -> list[int]:
         """Exit statuses of these, when they have ended; of all if none is named."""
         chosen = [self.started[i] for i in members or range(len(self.started))]
-        return [process.wait(timeout=120) for process in chosen]
+        return [process.wait(timeout=300) for process in chosen]
 
     def __enter__(self) -> "Members":
         return self
@@ -129,6 +130,15 @@ def say(*what: object) -> None:
     print(*what, flush=True)
 
 
+def break_connections() -> None:
+    """As a network does that forgets them; the store's stays."""
+    store = int(os.environ[distributed.COORDINATOR].rpartition(":")[2])
+    for found in psutil.Process().net_connections("tcp"):
+        if found.raddr and store not in (found.laddr.port, found.raddr.port):
+            with socket.socket(fileno=os.dup(found.fd)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+
+
 def run(peers: Peers, me: int, folder: Path, steps: int, does: str, who: int) -> int:
     here = {"code": "0" * 64, "jax": "0.11.0"} if who == me and does == "facts" else {}
     peers.check_same({"code": "f" * 64, "jax": "0.10.2", "python": "3.11"} | here)
@@ -153,6 +163,8 @@ def run(peers: Peers, me: int, folder: Path, steps: int, does: str, who: int) ->
                 raise ZeroDivisionError("a bug")
             if n == 20 and who == me and does == "mistake":
                 raise UserError("the disk is full; make room")
+            if n == 20 and who == me and does == "break":
+                break_connections()
             if n == 20 and who == me and does == "slow":
                 time.sleep(SILENCE_SECONDS + 3)
             if n % 10 == 0:

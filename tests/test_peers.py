@@ -19,6 +19,7 @@ RUNS = {
     "slow": (2, "100", "slow=1"),
     "bug": (2, ENDLESS, "bug=1"),
     "mistake": (2, ENDLESS, "mistake=1"),
+    "broken": (2, ENDLESS, "break=1"),
     "facts": (3, ENDLESS, "facts=1"),
     "killed": (3, ENDLESS),
     "stopped": (3, ENDLESS),
@@ -69,6 +70,14 @@ def test_a_bug_in_one_ends_all_and_keeps_its_traceback(runs):
     assert "Traceback" not in runs["bug"].log(0)
     said = f"error: process 1 (host {HOST}): ZeroDivisionError: a bug\n"
     assert runs["bug"].log(0).endswith(said)
+
+
+def test_a_connection_that_breaks_is_no_bug(runs):
+    assert runs["broken"].statuses() == [75, 75]
+    for member in range(2):
+        log = runs["broken"].log(member)
+        assert re.search(rf"^lost: process [01] \(host {HOST}\): .*: Gloo .* failed: ", log, re.M)
+        assert "Traceback" not in log
 
 
 def test_a_users_mistake_on_one_host_is_told_on_all(runs):
