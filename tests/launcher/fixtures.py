@@ -22,6 +22,8 @@ _ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": "/dev/null",
     "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    # moto would make 1,300 images anew for each test.
+    "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",
 }
 _SERVICES = ("ec2", "iam", "s3", "ssm", "sts")
 

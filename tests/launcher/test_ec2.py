@@ -539,7 +539,10 @@ def test_typed_again_after_some_were_lost_the_rest_is_not_paid_for(cloud, accoun
     run, said = start(account, order)
     assert {host.zone for host in run.hosts} == {"us-east-1a"}
     assert {instance.id for instance in alive(cloud)} == {host.instance_id for host in run.hosts}
-    assert "no hosts in us-east-1b: only 2 of 3 hosts stand" in said
+    assert said == [
+        "hosts of this launch stand in us-east-1b already",
+        "no hosts in us-east-1b: only 2 of 3 hosts stand",
+    ]
 
 
 def test_hosts_of_this_launch_that_stopped_are_not_thrown_away(cloud, account, order):
