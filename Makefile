@@ -9,7 +9,7 @@ RECENT = 'import sys; sys.exit(sys.version_info < (3, 11))'
 BIN = $(VENV)/bin
 WHICH ?= not slow
 
-.PHONY: help train test test-slow lint format install lock clean
+.PHONY: help train cloud test test-slow lint format install lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 16
@@ -17,6 +17,9 @@ help: ## show this list
 # A step on CPU allocates and frees tens of megabytes; in huge pages that costs a sixth less time.
 train: $(VENV)/installed ## train the quickstart model on this machine
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m txl_jax.train --local
+
+cloud: $(VENV)/installed-dev ## start a cloud on this machine to try the launcher with, as root
+	$(BIN)/python -m tests.cloud
 
 # A file's tests share what they compile and the runs that they look at, so files are dealt out whole.
 test: $(VENV)/installed-dev ## run the tests, on several cores

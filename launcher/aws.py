@@ -57,7 +57,6 @@ _QUOTAS = {"MaxSpotInstanceCountExceeded", "TooManyBuckets"}
 
 _ACTION = re.compile(r"perform:? ([a-z0-9-]+:[A-Za-z0-9*]+)")
 _RESOURCE = re.compile(r"on resource: (\S+)")
-_ENCODED = re.compile(r"\s*Encoded authorization failure message:.*", re.DOTALL)
 
 # Names that programs make up for the sessions of a role, and EC2 for those of an instance.
 _MADE_UP_SESSION = re.compile(r"(botocore-|aws-sdk-|aws-go-sdk-|AWSCLI-).*|i-[0-9a-f]{8,}|[0-9]+")
@@ -137,8 +136,8 @@ def error_code(error: ClientError) -> str:
 
 
 def error_message(error: ClientError) -> str:
-    """The words of AWS' answer in one line, without the encoded part that nobody can read."""
-    message = _ENCODED.sub("", error.response.get("Error", {}).get("Message", ""))
+    """The words of AWS' answer in one line."""
+    message = error.response.get("Error", {}).get("Message", "")
     return printable(" ".join(message.split()))
 
 

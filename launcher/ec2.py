@@ -75,6 +75,8 @@ class Order:
     """They are reached by their private addresses."""
     prices: dict[str, float] = field(default_factory=dict)
     """US dollars an hour of one host in a zone, for the tag."""
+    again: bool = False
+    """The launch may have started hosts a moment ago, before it was cut off."""
 
 
 def check_reachable(kind: InstanceType, count: int, private_ip: bool) -> None:
@@ -108,22 +110,28 @@ def start(account: Account, order: Order, say: Callable[[str], None]) -> Run:
     if the hosts do not come up.
     """
     check_reachable(order.kind, order.count, order.private_ip)
-    asked: set[str] = set()
+    standing = _standing_by_now(account, order) if order.again else _standing(account, order)
+    if any(host.state in ("stopping", "stopped") for host in standing):
+        raise UserError(
+            f"hosts of {order.name} stand already, stopped: `start {order.name}` starts them "
+            f"again, `kill {order.name}` terminates them"
+        )
+    answers, asked = [], []
     try:
-        answers = []
-        for zone, instance_ids in _attempts(account, order, asked, say):
-            outcome = instance_ids
-            if isinstance(outcome, list):
-                asked.update(outcome)
-                outcome = _all_running(account, order, outcome)
+        for zone, found in _attempts(account, order, standing, say):
+            asked = found if isinstance(found, list) else []
+            outcome = _all_running(account, order, asked) if asked else found
             if isinstance(outcome, Run):
                 return outcome
             answers.append(f"{zone}: {outcome}")
             say(f"no hosts in {answers[-1]}")
     except BaseException as end:
         try:
-            _terminate(account, sorted(asked))
-            undo(account, order.name, order.launch)
+            with explained():
+                _terminate(account, asked)
+                # EC2 has answered a request that it refused: nothing can come after it.
+                if not isinstance(end, (ClientError, UserError)):
+                    undo(account, order.name, order.launch)
         except Exception as error:
             raise UserError(
                 f"hosts of {order.name} may be running ({error}): terminate them with "
@@ -218,10 +226,9 @@ def wait(account: Account, run: Run, state: str) -> Run:
 
 
 def _attempts(
-    account: Account, order: Order, asked: set[str], say: Callable[[str], None]
+    account: Account, order: Order, standing: list[Host], say: Callable[[str], None]
 ) -> Iterable[tuple[str, list[str] | str]]:
     """Zone after zone, the ids of its hosts or why there are none; first where some stand."""
-    standing = _standing(account, order)
     done = {host.zone for host in standing}
     for zone in sorted(done):
         say(f"hosts of this launch stand in {zone} already")
@@ -242,6 +249,14 @@ def _standing(account: Account, order: Order) -> list[Host]:
         if run.launch == order.launch
         for host in run.hosts
     ]
+
+
+def _standing_by_now(account: Account, order: Order) -> list[Host]:
+    """Without the patience, hosts that EC2 does not show yet would be joined by another zone's."""
+    deadline = time.monotonic() + _LATE_SECONDS
+    while not (standing := _standing(account, order)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return standing
 
 
 def _request(
@@ -289,12 +304,10 @@ def _of_the_first_request(account: Account, order: Order, zone: str) -> list[str
 
     That happens when the launch was cut off and its parameters are new, such as the spot price.
     """
-    deadline = time.monotonic() + _LATE_SECONDS
-    while time.monotonic() < deadline:
-        if here := [host for host in _standing(account, order) if host.zone == zone]:
-            return [host.instance_id for host in here]
-        time.sleep(POLL_SECONDS)
-    return "the hosts that this launch had there are gone"
+    here = [host for host in _standing_by_now(account, order) if host.zone == zone]
+    if not here:
+        return "the hosts that this launch had there are gone"
+    return [host.instance_id for host in here]
 
 
 def _parameters(account: Account, order: Order, zone: str) -> dict[str, Any]:
@@ -345,7 +358,7 @@ def _parameters(account: Account, order: Order, zone: str) -> dict[str, Any]:
         parameters["CapacityReservationSpecification"] = {
             "CapacityReservationTarget": {"CapacityReservationId": reserved}
         }
-    elif zone in standing.placement_groups:
+    elif zone in standing.placement_groups and order.kind.clusters:
         parameters["Placement"] = {"GroupName": standing.placement_groups[zone]}
     parameters["TagSpecifications"] = [{"ResourceType": kind, "Tags": tags} for kind in tagged]
     return parameters
@@ -400,7 +413,7 @@ def _all_running(account: Account, order: Order, instance_ids: list[str]) -> Run
         instances = _describe(account, instance_ids)
         states = [instance["State"]["Name"] for instance in instances]
         if any(state in _DEAD for state in states) or len(instance_ids) != order.count:
-            _terminate(account, instance_ids)
+            _terminate(account, sorted(set(instance_ids) - _dead(instances)))
             _until_terminated(account, instance_ids)
             return _why_dead(instances) or f"only {len(instance_ids)} of {order.count} hosts stand"
         if states == ["running"] * order.count:
@@ -459,6 +472,14 @@ def _describe(account: Account, instance_ids: list[str]) -> list[dict[str, Any]]
         for reservation in page["Reservations"]
         for instance in reservation["Instances"]
     ]
+
+
+def _dead(instances: list[dict[str, Any]]) -> set[str]:
+    return {
+        instance["InstanceId"]
+        for instance in instances
+        if instance["State"]["Name"] in ("shutting-down", "terminated")
+    }
 
 
 def _why_dead(instances: list[dict[str, Any]]) -> str:

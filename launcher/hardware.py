@@ -50,6 +50,8 @@ class InstanceType:
     """Availability zones of the region that offer it, sorted."""
     efa_cards: tuple[int, ...] = ()
     """Numbers of the network cards that take an EFA interface."""
+    clusters: bool = True
+    """Hosts of the type can stand in a cluster placement group."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def _instance_type(told: dict[str, Any], zones: tuple[str, ...]) -> InstanceType
             card["NetworkCardIndex"] for card in cards if "efa" in card.get("InterfaceTypes", [])
         )[:efa]
         or tuple(range(efa)),
+        clusters="cluster" in told["PlacementGroupInfo"]["SupportedStrategies"],
     )
 
 
@@ -283,7 +286,7 @@ def _on_demand(account: Account, kind: InstanceType) -> float | None:
         "marketoption": "OnDemand",
     }
     try:
-        answer = account.client("pricing", told_in).get_products(
+        answer = account.client("pricing", told_in, attempts=2).get_products(
             ServiceCode="AmazonEC2",
             Filters=[
                 {"Type": "TERM_MATCH", "Field": field, "Value": value}

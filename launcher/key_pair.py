@@ -7,6 +7,7 @@ that make the key at once.
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from cryptography.hazmat.primitives.serialization import (
 from launcher.aws import Account, error_code, explained
 from launcher.names import printable
 from launcher.things import TAGS, Thing, is_ours
-from txl_jax import storage
 from txl_jax.errors import UserError
 
 _NAME = re.compile(r"txl-[A-Za-z0-9._-]{1,64}")
@@ -70,9 +70,7 @@ def fetch(account: Account, name: str) -> Path:
     Raises UserError if it is not to be had: it is another user's, or was removed.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(
-            f"the hosts were not started by this launcher: key pair {printable(name)!r}"
-        )
+        raise UserError(f"{printable(name)!r} is not a key pair of this launcher")
     private = _stored(account, name) or _copy_of(account, name)
     if not private:
         raise UserError(f"there is no private half of the key pair {name}: {_parameter(name)}")
@@ -200,9 +198,19 @@ def _keep(account: Account, name: str, private: str) -> Path:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _copy_of(account, name) != private or path.stat().st_mode & 0o077:
-            with storage.replacing(path) as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(private.encode())
+            _write(path, private)
     except OSError as error:
         raise UserError(f"cannot keep the SSH key in {path}: {error.strerror}") from error
     return path
+
+
+def _write(path: Path, private: str) -> None:
+    """In one step, whoever else writes it at this moment; nobody else may ever read it."""
+    handle, draft = tempfile.mkstemp(dir=path.parent)
+    try:
+        with open(handle, "w") as file:
+            file.write(private)
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise

@@ -8,7 +8,6 @@ goes on where a killed one was. Until trainers run, an error or Ctrl-C terminate
 import contextlib
 import dataclasses
 import json
-import secrets
 import signal
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from launcher import ec2, names, objects, plan, record, setup, speed, standing
+from launcher import ec2, listed, names, plan, record, setup, speed, standing
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
 from launcher.on_host.keeper import StopRules
@@ -56,7 +55,7 @@ def main(words: list[str]) -> int:
     plan.check(command.experiment)
     with _signals_as_interrupts(), tempfile.TemporaryDirectory(prefix="txl-") as folder:
         source = archive(ROOT, Path(folder), command.committed)
-        launch = _on_listed_hosts if command.hosts else _on_aws
+        launch = listed.launch if command.hosts else _on_aws
         return launch(request, source, console)
 
 
@@ -74,7 +73,7 @@ def _on_aws(request: Request, source: Source, console: Console) -> int:
         return 0
     assert planned.rental
     if run:
-        console.print(Text(f"{run.name} stands already: going on with it"))
+        console.print(Text(f"{run.name} stands already: going on with it"), soft_wrap=True)
     elif not _agreed(planned, planned.rental, request):
         return _DECLINED_STATUS
     rented = _Launch(account, request, planned, planned.rental, source, console)
@@ -104,9 +103,17 @@ class _Launch:
         if any(host.state != "running" for host in run.hosts):
             return run, False
         made = standing.ensure(self.account, self.request.command)
-        with Hosts.of(run, made.key_path, self.request.command.private_ip) as hosts:
-            hosts.wait(SSH_SECONDS)
-            return run, setup.is_training(hosts)
+        try:
+            with Hosts.of(run, made.key_path, self.request.command.private_ip) as hosts:
+                hosts.wait(SSH_SECONDS)
+                return run, setup.is_training(hosts)
+        except (KeyboardInterrupt, UserError) as error:
+            # They may be training, so that they are left alone.
+            ids = ", ".join(host.instance_id for host in run.hosts)
+            raise UserError(
+                f"{error or 'interrupted'}; the hosts of {run.name} stand ({ids}): `python -m "
+                f"launcher kill {run.name}` ends them"
+            ) from error
 
     def start(self) -> Run:
         """Rents the hosts, or goes on with those of the same launch, and starts the trainers."""
@@ -125,7 +132,8 @@ class _Launch:
                     progress.watch(hosts.names, hosts.seconds)
                     progress.begin("SSH", SSH_SECONDS)
                     hosts.wait(SSH_SECONDS)
-                    for name, seconds in setup.phases(hosts, self._work(run), progress.say):
+                    work = self._work(made, run)
+                    for name, seconds in setup.phases(hosts, work, progress.say):
                         progress.begin(name, seconds)
                 undo.release()
             self._remember_speed(made)
@@ -139,23 +147,17 @@ class _Launch:
         """
         known = self.plan.record
         if not known or known.owner != self.account.caller:
-            return secrets.token_hex(8)
+            return record.new_launch()
         stands = any(run.launch == known.launch for run in self.plan.standing)
         seen = any(run.launch == known.launch for run in self.plan.runs)
         fresh = datetime.now(UTC) - known.started < _FRESH
         same = not record.differences(known, self.request.command)
-        return known.launch if stands or (fresh and same and not seen) else secrets.token_hex(8)
+        return known.launch if stands or (fresh and same and not seen) else record.new_launch()
 
     def _write_record(self, made: Standing, launch: str) -> None:
         """Notes what is launched, before anything is started."""
         known = self.plan.record
         again = known is not None and known.launch == launch
-        objects.write(
-            self.account,
-            made.bucket,
-            f"sources/{self.source.sha256}.tar.gz",
-            self.source.path.read_bytes(),
-        )
         written = Record(
             launch=launch,
             owner=self.account.caller,
@@ -199,14 +201,13 @@ class _Launch:
             prices=rental.prices,
         )
 
-    def _work(self, run: Run) -> setup.Work:
-        bucket = self.plan.logdir.removeprefix("s3://").split("/")[0]
+    def _work(self, made: Standing, run: Run) -> setup.Work:
         kind = self.rental.kind
         return setup.Work(
             config=self.request.command.experiment,
             words=self.request.trainer_words,
             logdir=self.plan.logdir,
-            output=f"s3://{bucket}/launches/{run.name}",
+            output=f"s3://{made.bucket}/launches/{run.name}",
             archive=self.source.path,
             sha256=self.source.sha256,
             coordinator=run.hosts[0].private_ip,
@@ -214,7 +215,7 @@ class _Launch:
             needs_driver=self.rental.image.needs_driver,
             efa_interfaces=kind.efa_interfaces,
             network_gbps=kind.network_gbps,
-            shared=Shared(self.account, bucket),
+            shared=Shared(self.account, made.bucket),
         )
 
     def _remember_speed(self, made: Standing) -> None:
@@ -224,10 +225,6 @@ class _Launch:
             speed.remember(
                 self.account, made.bucket, command.name, command.config, command.experiment
             )
-
-
-def _on_listed_hosts(request: Request, source: Source, console: Console) -> int:
-    raise NotImplementedError
 
 
 def _to_go_on_with(account: Account, planned: Plan, request: Request) -> Run | None:
@@ -334,7 +331,10 @@ def _signals_as_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt
 
     signals = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    before = {number: signal.getsignal(number) for number in signals}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, interrupt)
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Small objects in the launcher's bucket, which has to be the account's own."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -40,6 +41,22 @@ def read_version(
         if error_code(error) not in _ABSENT:
             raise
         return None, ""
+
+
+@explained()
+def read_from(account: Account, bucket: str, key: str, start: int) -> bytes | None:
+    """What an object holds from its byte `start` on; None if there is no such object."""
+    try:
+        answer = account.client("s3").get_object(
+            Bucket=bucket, Key=key, ExpectedBucketOwner=account.id, Range=f"bytes={start}-"
+        )
+        return answer["Body"].read()
+    except ClientError as error:
+        if error_code(error) == _EMPTY:
+            return b""
+        if error_code(error) not in _ABSENT:
+            raise
+        return None
 
 
 def read_json(account: Account, bucket: str, key: str) -> Any:
@@ -95,3 +112,19 @@ def exists(account: Account, bucket: str, key: str) -> bool:
             raise
         return False
     return True
+
+
+@explained()
+def written(account: Account, bucket: str, prefix: str) -> dict[str, datetime]:
+    """When each object was written whose key begins so; none where there is no such bucket."""
+    pages = account.client("s3").get_paginator("list_objects_v2")
+    try:
+        return {
+            found["Key"]: found["LastModified"].astimezone(UTC)
+            for page in pages.paginate(Bucket=bucket, Prefix=prefix, ExpectedBucketOwner=account.id)
+            for found in page.get("Contents", [])
+        }
+    except ClientError as error:
+        if error_code(error) not in _ABSENT:
+            raise
+        return {}

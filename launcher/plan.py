@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -30,7 +31,7 @@ from launcher.record import Record
 from launcher.request import LaunchCommand, Request
 from launcher.runs import Run
 from launcher.speed import Speed
-from txl_jax import run_folder
+from txl_jax import corpora, run_folder
 from txl_jax.checks import check_capability, check_experiment, check_throughput
 from txl_jax.config import Config
 from txl_jax.errors import UserError
@@ -119,6 +120,12 @@ def check(cfg: Config) -> None:
     check_experiment(cfg, devices=1)  # how many there are, EC2 has to tell
     if cfg.train.throughput:
         check_throughput(cfg)
+    if cfg.data.dataset != "stdlib" and not (
+        cfg.data.dataset == "synthetic" and cfg.train.throughput
+    ):
+        corpora.open_corpus(cfg.data)
+    if cfg.data.vocab_file and not Path(cfg.data.vocab_file).is_file():
+        raise UserError(f"--vocab-file {cfg.data.vocab_file}: there is no such file")
 
 
 def make(account: Account, request: Request) -> Plan:
@@ -130,6 +137,7 @@ def make(account: Account, request: Request) -> Plan:
     command = request.command
     cfg, name = command.experiment, command.name
     bucket = log_bucket.bucket_name(account, command.bucket)
+    _check_beginning(cfg, bucket)
     with ThreadPoolExecutor() as threads:
         kind = threads.submit(hardware.describe, account, cfg.cluster.instance_type)
         creates = threads.submit(standing.missing, account, command)
@@ -254,13 +262,27 @@ def _work(request: Request, machines: int, logdir: str) -> Plan:
     )
 
 
+def _check_beginning(cfg: Config, bucket: str) -> None:
+    """Raises UserError if the run is to start from another one that the hosts cannot read."""
+    for name in ("init_from", "init_upper_from"):
+        folder = getattr(cfg.train, name)
+        if folder and not folder.startswith(f"s3://{bucket}/"):
+            raise UserError(
+                f"{name} is {printable(folder)}, which the hosts cannot read: bring that run to "
+                f"s3://{bucket}/runs/NAME (aws s3 cp --recursive) and name it so"
+            )
+
+
 def _check_earlier(account: Account, bucket: str, name: str, cfg: Config) -> None:
     """Raises UserError if the folder of the run is that of another config, or of a finished run."""
     folder = f"runs/{name}"
     content = objects.read_json(account, bucket, f"{folder}/{run_folder.CONFIG}")
     if content is None:
         return
-    there = run_folder.parse_config(content, f"s3://{bucket}/{folder}/{run_folder.CONFIG}")
+    try:
+        there = run_folder.parse_config(content, f"s3://{bucket}/{folder}/{run_folder.CONFIG}")
+    except UserError as error:
+        raise UserError(printable(str(error))) from error
     known = cfg.model.n_token or there.model.n_token
     here = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_token=known))
     if differ := run_folder.differences(there, here):
@@ -402,7 +424,7 @@ def _price_text(plan: Plan, rental: Rental) -> str:
 
 
 def _duration(hours: float) -> str:
-    minutes = math.ceil(60 * hours)
+    minutes = math.ceil(60 * hours - 1e-6)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 

@@ -69,7 +69,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Shows a line, above the table."""
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
 
     def _end_step(self) -> None:
         if not self._steps or self._steps[-1].ended is not None:

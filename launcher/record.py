@@ -8,6 +8,8 @@ not of the right form counts as no record.
 """
 
 import dataclasses
+import re
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, get_type_hints
@@ -25,6 +27,9 @@ _MAKE_HOSTS = (
     *("max_hours", "keep"),
 )
 """Options by which hosts differ that were started with other ones."""
+
+_LAUNCH = re.compile(r"[0-9a-f]{16}")
+_ZONE = re.compile(r"[a-z0-9-]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class Record:
     """SHA-256 of the source's archive."""
     revision: str
     """The source's commit, with `-dirty` where files were changed; empty: none."""
+
+
+def new_launch() -> str:
+    """The id of a new launch."""
+    return secrets.token_hex(8)
 
 
 def key(name: str) -> str:
@@ -95,15 +105,19 @@ def differences(record: Record, command: LaunchCommand) -> list[str]:
     for name, new in options(command).items():
         if (old := record.options.get(name)) != new:
             found.append(f"{name}: {old!r} there, {new!r} here")
-    return [printable(difference) for difference in found]
+    return [printable(difference) for difference in dict.fromkeys(found)]
 
 
 def _parsed(content: Any) -> Record:
     """Raises one of several errors for what is no record."""
     texts = {name: content[name] for name in ("launch", "owner", "source", "revision", "started")}
     words, zones, known = content["words"], content["zones"], content["options"]
+    if not isinstance(words, list) or not isinstance(zones, list):
+        raise TypeError("a list is none")
     if not all(isinstance(text, str) for text in [*texts.values(), *words, *zones]):
         raise TypeError("a text is none")
+    if not _LAUNCH.fullmatch(texts["launch"]) or not all(map(_ZONE.fullmatch, zones)):
+        raise ValueError("a name is none")
     hints = get_type_hints(LaunchCommand)
     if set(known) != set(_MAKE_HOSTS) or not all(
         run_folder.fits(value, hints[name]) for name, value in known.items()

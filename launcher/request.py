@@ -73,7 +73,7 @@ class Request:
     command: LaunchCommand
     """Its `name` is filled in."""
     trainer_words: tuple[str, ...]
-    """The words as typed, without the launcher's own."""
+    """The words as typed, without the launcher's own and --logdir."""
 
 
 def parse(words: list[str]) -> Request:
@@ -118,9 +118,9 @@ def _check(command: LaunchCommand, typed: set[str]) -> None:
 
 
 def _own() -> dict[str, bool]:
-    """The launcher's own options, and whether each is a flag."""
+    """Options that the trainer does not get as they are, and whether each is a flag."""
     inherited = {field.name for field in dataclasses.fields(Command)}
-    return {
+    return {"logdir": False} | {
         field.name: field.type is bool
         for field in dataclasses.fields(LaunchCommand)
         if field.name not in inherited

@@ -111,8 +111,10 @@ def ensure(account: Account, network: Network, allowed: Iterable[Source]) -> str
 
 
 @explained()
-def admit(account: Account, instance_ids: list[str], allowed: Iterable[Source]) -> None:
-    """Lets SSH in to hosts that run, from a machine that did not launch them."""
+def admit(
+    account: Account, instance_ids: list[str], allowed: Iterable[Source], mosh: bool = False
+) -> None:
+    """Lets SSH in to hosts that run, or mosh, from a machine that did not launch them."""
     ec2 = account.client("ec2")
     groups = {
         group["GroupId"]
@@ -122,7 +124,8 @@ def admit(account: Account, instance_ids: list[str], allowed: Iterable[Source]) 
         if group["GroupName"].startswith("txl-")
     }
     for group in ec2.describe_security_groups(GroupIds=sorted(groups))["SecurityGroups"]:
-        for rule in {_ssh(source) for source in allowed} - _rules(group["IpPermissions"]):
+        wanted = {_mosh(source) if mosh else _ssh(source) for source in allowed}
+        for rule in wanted - _rules(group["IpPermissions"]):
             _unless_there(ec2.authorize_security_group_ingress, group["GroupId"], rule)
 
 
@@ -192,6 +195,10 @@ def _is_used(account: Account, group_id: str) -> bool:
 
 def _ssh(source: Source) -> _Rule:
     return ("tcp", 22, 22, str(source))
+
+
+def _mosh(source: Source) -> _Rule:
+    return ("udp", 60000, 61000, str(source))
 
 
 def _rules(permissions: list[dict[str, Any]]) -> set[_Rule]:

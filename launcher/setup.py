@@ -39,7 +39,8 @@ DRIVER = "580-server"
 EFA_INSTALLER = "https://efa-installer.amazonaws.com/aws-efa-installer-latest.tar.gz"
 _SCRIPTS = Path(__file__).resolve().parent / "on_host"
 _SOURCES = "sources"
-_TRAINING = "training"
+TRAINING = "training"
+"""The state of a host with a trainer at work."""
 _PYTHON = "../venv/bin/python"
 _TIMED_OUT = 124  # as `timeout` says
 _GRACE_SECONDS = 20.0
@@ -84,8 +85,8 @@ def phases(hosts: Hosts, work: Work, say: Callable[[str], None]) -> Iterator[tup
 
     Raises UserError: names the hosts where the phase failed.
     """
-    states = _states(hosts)
-    if all(state == _TRAINING for state in states):
+    before = states(hosts)
+    if all(state == TRAINING for state in before):
         return
     yield "packages", _PACKAGES
     _do(hosts, "packages", _PACKAGES)
@@ -105,7 +106,7 @@ def phases(hosts: Hosts, work: Work, say: Callable[[str], None]) -> Iterator[tup
         _bring_corpus(hosts, work, found)
         data_words = found.words
     _prepare_folder(hosts, work)
-    if _TRAINING not in states:  # it would share the devices
+    if TRAINING not in before:  # it would share the devices
         yield "health check", _HEALTH
         _check_health(hosts, work, say)
     yield "trainer", _SHORT
@@ -117,7 +118,7 @@ def is_training(hosts: Hosts) -> bool:
 
     Raises UserError for hosts that cannot be reached.
     """
-    return all(state == _TRAINING for state in _states(hosts))
+    return all(state == TRAINING for state in states(hosts))
 
 
 def stop_trainer(hosts: Hosts, timeout: float = 180.0) -> None:
@@ -128,7 +129,7 @@ def stop_trainer(hosts: Hosts, timeout: float = 180.0) -> None:
     _do(hosts, "stop", timeout + _GRACE_SECONDS, str(round(timeout)))
 
 
-def _states(hosts: Hosts) -> list[str]:
+def states(hosts: Hosts) -> list[str]:
     """Of each host: `training`, `ended STATUS` or `nothing`."""
     done = hosts.run(_script("state", _SHORT), timeout=_SHORT + _GRACE_SECONDS)
     return [printable(each.out.strip()) for each in done]

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from launcher import host_role, key_pair, log_bucket, network, placement_group, security_group
 from launcher.aws import Account, explained
+from launcher.names import TAG_LOGDIR
 from launcher.runs import STANDING
 from launcher.things import Thing
 from txl_jax.config import Config
@@ -126,13 +127,13 @@ def unused(account: Account) -> list[Thing]:
 
     A bucket only if it is empty. A default VPC that was made stays: others may use it.
     """
-    keys, profiles, groups = _used_by_instances(account)
+    keys, profiles, groups, buckets = _used_by_instances(account)
     return [
         *security_group.unused(account),
         *placement_group.unused(account, groups),
         *key_pair.unused(account, keys),
         *host_role.unused(account, profiles),
-        *log_bucket.unused(account),
+        *(thing for thing in log_bucket.unused(account) if thing.name not in buckets),
     ]
 
 
@@ -160,8 +161,8 @@ def _close_together(command: Wishes) -> bool:
 
 
 @explained()
-def _used_by_instances(account: Account) -> tuple[set[str], set[str], set[str]]:
-    """Names of key pairs, instance profiles and placement groups that instances have."""
+def _used_by_instances(account: Account) -> tuple[set[str], set[str], set[str], set[str]]:
+    """Names of key pairs, profiles, placement groups and, by their tags, buckets of instances."""
     pages = account.client("ec2").get_paginator("describe_instances")
     instances = [
         instance
@@ -176,4 +177,10 @@ def _used_by_instances(account: Account) -> tuple[set[str], set[str], set[str]]:
         {instance.get("KeyName", "") for instance in instances},
         {arn.rpartition("/")[2] for arn in profiles},
         {instance["Placement"].get("GroupName", "") for instance in instances},
+        {
+            tag["Value"].removeprefix("s3://").split("/")[0]
+            for instance in instances
+            for tag in instance.get("Tags", [])
+            if tag["Key"] == TAG_LOGDIR
+        },
     )

@@ -108,7 +108,8 @@ def test_a_name_with_a_newline_is_one_line():
 
 def test_hosts_may_have_a_folder_for_the_run():
     request = parse(["--hosts", "a", "--logdir", "/shared/a"])
-    assert request.trainer_words == ("--logdir", "/shared/a")
+    assert request.command.experiment.train.logdir == "/shared/a"
+    assert request.trainer_words == ()
 
 
 def test_it_is_parsed_without_anything_heavy():

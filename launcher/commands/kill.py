@@ -1,0 +1,70 @@
+"""Terminates the hosts of runs, after a question.
+
+What the runs have left in S3 stays. What was trained since the last checkpoint is lost; `stop` has
+hosts on demand save first.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.text import Text
+
+from launcher import ec2, lookup, runs
+from launcher.amounts import dollars
+from launcher.aws import Account
+from launcher.options import OwnOnly, RunNames
+from launcher.question import DECLINED_STATUS, agreed
+from launcher.runs import Run
+from txl_jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OwnOnly):
+    """Options of the command."""
+
+    names: RunNames
+    """Runs to end."""
+    yes: bool = False
+    """Do not ask."""
+
+
+def main(options: Options) -> int:
+    """Exit status 0; 1 if the answer was no. Raises UserError if one of them does not stand."""
+    if not options.names:
+        raise UserError("which run? python -m launcher kill NAME …")
+    account = Account.open(options.region)
+    console = Console(highlight=False)
+    found = [run for name in dict.fromkeys(options.names) for run in _standing(account, name)]
+    for run in found:
+        lookup.check_own(account, run, options.force)
+        _tell(console, run)
+    hosts = [host for run in found for host in run.hosts]
+    if not agreed(f"Terminate {len(hosts)} hosts?", options.yes):
+        return DECLINED_STATUS
+    ec2.terminate(account, hosts)
+    console.print(Text(f"terminated: {', '.join(host.instance_id for host in hosts)}"))
+    return 0
+
+
+def _standing(account: Account, name: str) -> list[Run]:
+    """All launches of the name that stand, not only the latest one."""
+    lookup.standing(account, name)
+    return runs.find(account, name, all_users=True)
+
+
+def _tell(console: Console, run: Run) -> None:
+    cost = dollars(run.cost_so_far(datetime.now(UTC)))
+    console.print(
+        Text(f"{run.name}, launched by {run.owner} {run.started:%Y-%m-%d %H:%M} UTC, {cost} so far")
+    )
+    for host in run.hosts:
+        price = "" if host.price is None else f", {dollars(host.price)} an hour"
+        console.print(
+            Text(
+                f"  host {host.index}: {host.instance_id}, {host.kind} in {host.zone}, "
+                f"{host.state}{price}"
+            )
+        )
+    if run.logdir:
+        console.print(Text(f"  its logs and checkpoints stay in {run.logdir}"))

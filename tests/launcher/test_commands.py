@@ -1,0 +1,428 @@
+"""The commands, against the local cloud: hosts with a real sshd, and S3 as trainers leave it."""
+
+import json
+import os
+import pty
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import ec2, hardware, names, standing
+from launcher.__main__ import main
+from launcher.aws import Account
+from launcher.bootstrap import HostKey, user_data
+from launcher.commands import cp
+from launcher.on_host.keeper import StopRules
+from launcher.request import parse
+from launcher.runs import Run
+from tests.cloud.cloud import LocalCloud, missing
+from txl_jax.errors import UserError
+
+pytest_plugins = ["tests.cloud.fixtures"]
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(bool(missing()), reason=missing())]
+ROOT = Path(__file__).parents[2]
+BUCKET = "txl-123456789012-us-east-1"
+
+
+@dataclass
+class Desk:
+    """The laptop: its commands run in this process, and what they print is read."""
+
+    cloud: LocalCloud
+    capsys: pytest.CaptureFixture[str]
+
+    def __call__(self, *words: str) -> str:
+        """What a command prints; it has to succeed."""
+        self.capsys.readouterr()
+        status = main(list(words))
+        said = self.capsys.readouterr().out
+        assert status == 0, said
+        return said
+
+    def rent(self, name: str, machines: int = 1, *options: str) -> Run:
+        """Hosts of a run, as a launch starts them, without anything on them."""
+        words = ["--config=quickstart", "--name", name, "--instance-type=c7i.large"]
+        words += [f"--machines={machines}", "--ssh-cidr=127.0.0.0/8", *options]
+        account, command = Account.open(), parse(words).command
+        made = standing.ensure(account, command)
+        kind = hardware.describe(account, "c7i.large")
+        launch = secrets.token_hex(8)
+        host_key = HostKey.of(made.key_path.read_bytes(), launch)
+        image = hardware.image(account, kind)
+        order = ec2.Order(
+            name=name,
+            launch=launch,
+            kind=kind,
+            image=image,
+            count=machines,
+            standing=made,
+            zones=("us-east-1a",),
+            spot=command.spot,
+            max_price=None,
+            user_data=user_data(host_key, image.user, StopRules()),
+            tags={
+                names.TAG_CONFIG: "quickstart",
+                names.TAG_LOGDIR: f"s3://{BUCKET}/runs/{name}",
+                names.TAG_HOST_KEY: host_key.public,
+                names.TAG_STARTED: datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+            prices={"us-east-1a": 36.0},
+        )
+        return ec2.start(account, order, print)
+
+    def put(self, key: str, content: Any) -> None:
+        """Writes an object as a host does."""
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.cloud.client("s3").put_object(Bucket=BUCKET, Key=key, Body=body)
+
+    def failure(self, *words: str) -> str:
+        """What a command complains of."""
+        with pytest.raises(UserError) as error:
+            main(list(words))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+
+@pytest.fixture
+def desk(
+    cloud: LocalCloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Desk:
+    as_user(cloud.environ, monkeypatch)
+    return Desk(cloud, capsys)
+
+
+def as_user(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """The first true value of `condition`; fails only after a minute without one."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not in a minute: {what}")
+
+
+def heartbeat(step: int = 7, **changed: Any) -> dict[str, Any]:
+    sign = {"step": step, "loss": 3.25, "tokens_per_s": 61000.5, "time": time.time(), "host": "h"}
+    return sign | changed
+
+
+def test_ls_tells_of_hosts_cost_and_training(desk: Desk) -> None:
+    assert desk("ls").startswith("no runs in us-east-1 of yours")
+    run = desk.rent("first", 2)
+    assert "setting up" in desk("ls")
+    desk.put("runs/first/heartbeats/0.json", heartbeat(step=1234))
+    desk.put("runs/first/heartbeats/1.json", heartbeat())
+    shown = desk("ls")
+    for cell in ("first", "2 x c7i.large spot", "training", "1,234", "3.250", "61,000"):
+        assert cell in shown, cell
+    (told,) = json.loads(desk("ls", "--json"))
+    assert told["hosts"][1]["instance"] == run.hosts[1].instance_id
+    assert told["tokens_per_s"] == 61000.5
+    elapsed = datetime.now(UTC) - min(host.launched for host in run.hosts)
+    assert 0 < told["cost"] <= 2 * 36.0 * elapsed.total_seconds() / 3600
+    desk.put("runs/first/results.json", {})
+    assert json.loads(desk("ls", "--json"))[0]["state"] == "finished"
+
+
+def test_ls_reads_metrics_where_heartbeats_have_no_loss(desk: Desk) -> None:
+    desk.rent("first")
+    lines = [
+        {"step": 4, "learning/loss": 5.0, "times/tokens_per_sec": 10.0},
+        {"step": 5, "learning/loss": 4.5, "times/tokens_per_sec": 11.0},
+        {"step": 5, "learning/val_loss": 4.4},
+    ]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    desk.put("runs/first/metrics.jsonl", content)
+    desk.put("runs/first/heartbeats/0.json", heartbeat(step=6, loss=None, tokens_per_s=None))
+    (told,) = json.loads(desk("ls", "--json"))
+    assert (told["step"], told["loss"], told["tokens_per_s"]) == (6, 4.5, 11.0)
+
+
+def test_ls_shows_nothing_that_others_could_have_planted(desk: Desk) -> None:
+    run = desk.rent("first")
+    account = Account.open()
+    account.client("ec2").create_tags(
+        Resources=[run.hosts[0].instance_id],
+        Tags=[
+            {"Key": names.TAG_CONFIG, "Value": "\x9b31mevil"},
+            {"Key": names.TAG_OWNER, "Value": "me\x9b2J"},
+            {"Key": names.TAG_PRICE, "Value": "nan"},
+        ],
+    )
+    desk.put("runs/first/heartbeats/0.json", {"step": "\x1b[31m", "loss": [1], "time": 1})
+    shown = desk("ls", "--all") + desk("ls", "--all", "--json")
+    assert "\x1b" not in shown
+    assert "\x9b" not in shown
+    assert "31mevil" in shown
+
+
+def test_ls_shows_only_ones_own_unless_all(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.rent("first")
+    as_user(desk.cloud.user("other"), monkeypatch)
+    assert "no runs" in desk("ls")
+    assert "user/laptop" in desk("ls", "--all")
+
+
+def test_logs_come_from_s3(desk: Desk) -> None:
+    desk.rent("first")
+    assert "left no output" in desk.failure("logs", "first")
+    desk.put("launches/first/output-0.txt", b"one\n\x1b[2Jtwo\n\xff\n")
+    desk.put("launches/first/output-1.txt", b"other\n")
+    assert desk("logs", "first") == "one\n\\x1b[2Jtwo\n�\n"
+    assert desk("logs", "first", "--host", "1") == "other\n"
+    desk("kill", "first", "--yes")
+    assert desk("logs", "first").startswith("one\n")
+
+
+def test_logs_follow_what_is_added(desk: Desk) -> None:
+    desk.rent("first")
+    words = [sys.executable, "-m", "launcher", "logs", "first", "-f"]
+    with subprocess.Popen(
+        words, cwd=ROOT, env=desk.cloud.environ, stdout=subprocess.PIPE, text=True
+    ) as follower:
+        assert follower.stdout
+        desk.put("launches/first/output-0.txt", b"one\ntw")
+        assert follower.stdout.readline() == "one\n"
+        desk.put("launches/first/output-0.txt", b"one\ntwo\nthree\n")
+        assert follower.stdout.readline() == "two\n"
+        assert follower.stdout.readline() == "three\n"
+        follower.terminate()
+
+
+def test_run_runs_on_all_hosts(desk: Desk) -> None:
+    run = desk.rent("first", 2)
+    said = desk("run", "first", "--", "hostname")
+    for host in run.hosts:
+        assert f"first-{host.index}: ip-{host.private_ip.replace('.', '-')}\n" in said
+    assert "first-0: a  $(hostname) 'b\n" in desk("run", "first", "--", "echo", "a  $(hostname) 'b")
+    assert desk("run", "first", "--", "echo a | wc -c").count(": 2\n") == 2
+    assert main(["run", "first", "--", "test $(hostname | tail -c 2) = 4"]) == 1
+    assert "no command" in desk.failure("run", "first")
+    assert "did you mean first?" in desk.failure("run", "fist", "--", "true")
+
+
+def test_run_by_private_addresses_and_from_another_machine(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    desk.rent("first")
+    monkeypatch.setenv("HOME", str(tmp_path))  # a machine that has no key yet
+    assert "ubuntu" in desk("run", "first", "--private-ip", "--", "echo $HOME")
+    (key,) = (tmp_path / ".ssh" / "txl").iterdir()
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+def test_ssh_attaches_to_the_session(desk: Desk) -> None:
+    run = desk.rent("first")
+    desk("run", "first", "--", "tmux new-session -d -s txl 'echo in the session; sleep 1000'")
+    words = [sys.executable, "-m", "launcher", "ssh", "first"]
+    environ = desk.cloud.environ | {"TERM": "xterm"}
+    outside, inside = pty.openpty()
+    with subprocess.Popen(
+        words, cwd=ROOT, env=environ, stdin=inside, stdout=inside, stderr=inside
+    ) as ssh:
+        os.close(inside)
+        seen = b""
+        while b"in the session" not in seen:
+            seen += os.read(outside, 4096)
+        os.write(outside, b"\x02d")  # leaves the session
+        while b"detached" not in seen:
+            seen += os.read(outside, 4096)
+        assert ssh.wait(60) == 0
+    os.close(outside)
+    assert "txl:" in desk("run", "first", "--", "tmux ls")
+    assert "no host 3 of first is running; there are 0" in desk.failure("ssh", "first", "3")
+    assert run.hosts[0].host_key
+
+
+def test_kill_names_what_it_ends_and_asks(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = desk.rent("first", 2)
+    desk.rent("second")
+    assert "add --yes" in desk.failure("kill", "first")
+    outside, inside = pty.openpty()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(inside))
+    os.write(outside, b"no\n")
+    assert main(["kill", "first"]) == 1
+    assert len(desk.cloud.instances()) == 3
+    os.write(outside, b"y\n")
+    said = desk("kill", "first")
+    for host in run.hosts:
+        assert host.instance_id in said
+    assert "$36.00 an hour" in said
+    assert f"stay in s3://{BUCKET}/runs/first" in said
+    assert len(desk.cloud.instances()) == 1
+    assert "no host of a run first stands" in desk.failure("kill", "first")
+    sys.stdin.close()
+    os.close(outside)
+
+
+def test_only_ones_own_runs_are_ended(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.rent("first", 1, "--nospot")
+    as_user(desk.cloud.user("other"), monkeypatch)
+    for words in (("kill", "first", "--yes"), ("stop", "first"), ("sync", "first")):
+        assert "launched by arn:aws:iam::123456789012:user/laptop" in desk.failure(*words)
+    assert len(desk.cloud.instances()) == 1
+    desk("kill", "first", "--yes", "--force")
+    assert not desk.cloud.instances()
+
+
+def test_spot_hosts_are_not_stopped(desk: Desk) -> None:
+    desk.rent("first")
+    assert "spot" in desk.failure("stop", "first")
+    assert len(desk.cloud.instances()) == 1
+
+
+def test_clean_removes_what_nothing_uses(desk: Desk) -> None:
+    desk.rent("first", 2)
+    said = desk("clean", "--yes")
+    assert "placement group txl-laptop-us-east-1b" in said
+    for kind in ("security group", "us-east-1a", "key pair", "role", "bucket"):
+        assert kind not in said
+    desk("kill", "first", "--yes")
+    until(lambda: not desk.cloud.machines.running(), "the end of the hosts")
+    said = desk("clean", "--yes")
+    for kind in ("security group", "placement group", "key pair", "role", "bucket"):
+        assert kind in said
+    assert "nothing" in desk("clean", "--yes")
+    assert not desk.cloud.client("s3").list_buckets()["Buckets"]
+    desk.rent("again", 2)
+
+
+def test_prices(desk: Desk) -> None:
+    said = desk("prices", "p3dn.24xlarge")
+    assert "8 x V100" in said
+    assert "31.2120" in said
+    told = json.loads(desk("prices", "p3dn.24xlarge", "--json"))
+    assert set(told["spot"]) == {"us-east-1c", "us-east-1d"}
+    assert "did you mean" in desk.failure("prices", "p3dn.24xlrge")
+
+
+def test_doctor_finds_what_is_wrong(desk: Desk) -> None:
+    found = {f["what"]: f for f in json.loads(desk("doctor", "--json"))}
+    assert all(finding["verdict"] == "good" for finding in found.values()), found
+    desk.cloud.ec2.denied = {"iam:PassRole"}
+    desk.cloud.ec2.quotas = {"L-7212CCBC": 96.0}
+    desk.cloud.refuse("ec2:RunInstances", "UnauthorizedOperation")
+    assert main(["doctor", "--machines=2"]) == 1
+    said = desk.capsys.readouterr().out
+    assert "do not allow iam:PassRole" in said
+    assert "AWS denies ec2:RunInstances" in said
+    assert "96 vCPUs: 1 x p3dn.24xlarge" in said
+    assert not desk.cloud.instances()
+
+
+def test_doctor_without_the_right_to_ask(desk: Desk) -> None:
+    for operation in ("iam:SimulatePrincipalPolicy", "servicequotas:GetServiceQuota"):
+        desk.cloud.refuse(operation, "AccessDenied")
+    found = {f["what"]: f["verdict"] for f in json.loads(desk("doctor", "--json"))}
+    assert found["permissions"] == found["quota, spot"] == "unknown"
+
+
+def test_cp_brings_whole_checkpoints(desk: Desk, tmp_path: Path) -> None:
+    desk.rent("first")
+    assert "has no checkpoint yet" in desk.failure("cp", "first")
+    files = {
+        "config.json": b"{}",
+        "vocab.json": b"{}",
+        "samples.txt": b"once\n",
+        "metrics.jsonl": b"{}\n",
+        "checkpoints/9.0/commit.json": b"old",
+        "checkpoints/10.0/commit.json": b"new",
+        "checkpoints/10.0/whole/arrays/a": b"\0" * 100,
+        "checkpoints/11.0/whole/arrays/a": b"unfinished",
+        "checkpoints/best/4.1/commit.json": b"best",
+        "../../outside": b"evil",
+    }
+    for name, content in files.items():
+        desk.put(f"runs/first/{name}", content)
+    desk("kill", "first", "--yes")
+    desk("cp", "first", "checkpoint", str(tmp_path / "copy"))
+    copied = {
+        path.relative_to(tmp_path / "copy").as_posix(): path.read_bytes()
+        for path in (tmp_path / "copy").rglob("*")
+        if path.is_file()
+    }
+    assert set(copied) == {
+        *("config.json", "vocab.json", "checkpoints/10.0/commit.json"),
+        *("checkpoints/10.0/whole/arrays/a", "checkpoints/best/4.1/commit.json"),
+    }
+    assert all(files[name] == content for name, content in copied.items())
+    desk("cp", "first", "samples", str(tmp_path / "samples"))
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["samples.txt"]
+
+
+def test_cp_never_leaves_its_folder() -> None:
+    evil = ["../a", "/etc/passwd", "a/../../b", "a//b", "./a", "checkpoints/../x"]
+    assert cp.wanted([*evil, "samples.txt"], "all") == ["samples.txt"]
+
+
+def test_tensorboard_shows_runs_from_s3_to_this_machine_only(desk: Desk) -> None:
+    import socket
+    import urllib.request
+
+    from tensorboardX import SummaryWriter
+
+    desk.rent("first")
+    folder = desk.cloud.folder / "events"
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_scalar("learning/loss", 1.0, 1)
+    (events,) = folder.iterdir()
+    desk.put(f"runs/first/{events.name}", events.read_bytes())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "launcher", "tensorboard", "first", f"--port={port}"]
+    with subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=desk.cloud.environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    ) as board:
+        url = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
+
+        def tags() -> str:
+            try:
+                with urllib.request.urlopen(url) as answer:
+                    return answer.read().decode()
+            except OSError:
+                return ""
+
+        until(lambda: "learning/loss" in tags(), "TensorBoard with the run")
+        listening = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True).stdout
+        assert f"127.0.0.1:{port}" in listening
+        assert f"0.0.0.0:{port}" not in listening
+        os.killpg(board.pid, 15)
+
+
+def test_a_bucket_of_somebody_else_is_not_read(desk: Desk) -> None:
+    run = desk.rent("first")
+    Account.open().client("ec2").create_tags(
+        Resources=[run.hosts[0].instance_id],
+        Tags=[{"Key": names.TAG_LOGDIR, "Value": "s3://somebody-elses/runs/first"}],
+    )
+    for words in (("logs", "first"), ("cp", "first"), ("tensorboard", "first")):
+        assert "no bucket somebody-elses" in desk.failure(*words)
+
+
+def test_words_that_would_be_shell_are_none(desk: Desk) -> None:
+    desk.rent("first")
+    for name in ("$(touch x)", "a;b", "-x", "A", "a\nb", "../first"):
+        for command in ("kill", "logs", "ssh", "stop", "cp"):
+            desk.failure(command, name)
+    assert len(desk.cloud.instances()) == 1

@@ -1,0 +1,158 @@
+"""Everything that launches share, together."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from launcher import standing
+from launcher.things import TAGS
+from tests.launcher.cloud import ACCOUNT, Cloud
+from txl_jax.config import ClusterConfig, Config
+from txl_jax.errors import UserError
+
+pytest_plugins = ["tests.launcher.fixtures"]
+
+BUCKET = f"txl-{ACCOUNT}-us-east-1"
+PROFILE = f"txl-host-us-east-1-{BUCKET}"
+ZONES = [f"us-east-1{letter}" for letter in "abcdef"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command line says that the launcher has read."""
+
+    experiment: Config = field(default_factory=lambda: Config(cluster=ClusterConfig(machines=2)))
+    bucket: str = ""
+    subnet: str = ""
+    ssh_cidr: str = "203.0.113.7"
+    private_ip: bool = False
+    reservation: str = ""
+    capacity_block: str = ""
+
+
+def creations(cloud: Cloud) -> list[str]:
+    return [name for name, _ in cloud.calls if not name.startswith("Describe")]
+
+
+def test_what_is_missing_is_said_and_nothing_is_made(cloud, account):
+    assert standing.missing(account, Command()) == [
+        f"bucket {BUCKET}: private, encrypted, over TLS only",
+        "key pair txl-moto, its private half in the Parameter Store as /txl/keys/txl-moto",
+        f"role and instance profile {PROFILE}: the bucket {BUCKET} and the host's own tags only",
+        "security group txl-moto: SSH from this machine, all within the group",
+        "cluster placement groups " + ", ".join(f"txl-moto-{zone}" for zone in ZONES),
+    ]
+    assert creations(cloud) == []
+    assert cloud.client("s3").list_buckets()["Buckets"] == []
+    assert cloud.client("iam").list_roles()["Roles"] == []
+
+
+def test_what_was_missing_stands_and_is_named(cloud, account):
+    made = standing.ensure(account, Command())
+    assert standing.missing(account, Command()) == []
+    assert (made.bucket, made.key_name, made.profile) == (BUCKET, "txl-moto", PROFILE)
+    assert made.key_path.is_file()
+    assert made.subnets == cloud.subnets()
+    assert made.placement_groups == {zone: f"txl-moto-{zone}" for zone in ZONES}
+    (group,) = cloud.client("ec2").describe_security_groups(GroupIds=[made.security_group])[
+        "SecurityGroups"
+    ]
+    assert group["Tags"] == TAGS
+
+
+def test_a_second_launch_makes_nothing(cloud, account):
+    first = standing.ensure(account, Command())
+    cloud.calls.clear()
+    assert standing.ensure(account, Command()) == first
+    assert creations(cloud) == []
+
+
+def test_two_launches_at_once_stand_on_the_same(cloud, account):
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: standing.ensure(account, Command()), range(4)))
+    assert all(one == made[0] for one in made)
+    assert standing.missing(account, Command()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Command(experiment=Config()),
+        Command(reservation="cr-1"),
+        Command(capacity_block="cr-1"),
+    ],
+)
+def test_one_host_and_reserved_ones_are_in_no_placement_group(command, cloud, account):
+    assert standing.ensure(account, command).placement_groups == {}
+    assert cloud.placement_groups == {}
+
+
+def test_a_subnet_that_is_named_is_the_only_one_and_its_zone_has_the_group(cloud, account):
+    subnet = cloud.subnets()["us-east-1b"]
+    made = standing.ensure(account, Command(subnet=subnet))
+    assert made.subnets == {"us-east-1b": subnet}
+    assert made.placement_groups == {"us-east-1b": "txl-moto-us-east-1b"}
+
+
+def test_ssh_comes_from_this_machines_address_if_nothing_else_is_said(cloud, account):
+    made = standing.ensure(account, Command(ssh_cidr=""), lambda: "203.0.113.9")
+    (group,) = cloud.client("ec2").describe_security_groups(GroupIds=[made.security_group])[
+        "SecurityGroups"
+    ]
+    ranges = [r["CidrIp"] for way in group["IpPermissions"] for r in way["IpRanges"]]
+    assert ranges == ["203.0.113.9/32"]
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (Command(bucket="No Bucket"), "cannot be a bucket"),
+        (Command(subnet="subnet-1"), "there is no subnet"),
+        (Command(ssh_cidr="0.0.0.0/0"), "to the world"),
+    ],
+)
+def test_what_cannot_be_is_refused(command, complaint, account):
+    with pytest.raises(UserError, match=complaint):
+        standing.ensure(account, command)
+
+
+def start(cloud: Cloud, made: standing.Standing) -> Any:
+    ec2 = cloud.client("ec2")
+    answer = ec2.run_instances(
+        ImageId="ami-1",
+        MinCount=1,
+        MaxCount=1,
+        KeyName=made.key_name,
+        IamInstanceProfile={"Name": made.profile},
+        SecurityGroupIds=[made.security_group],
+        Placement={"GroupName": made.placement_groups["us-east-1a"]},
+        SubnetId=made.subnets["us-east-1a"],
+    )
+    return answer["Instances"][0]["InstanceId"]
+
+
+def test_nothing_that_hosts_use_is_unused(cloud, account):
+    made = standing.ensure(account, Command())
+    instance = start(cloud, made)
+    cloud.client("ec2").stop_instances(InstanceIds=[instance])
+    unused = {(thing.kind, thing.name) for thing in standing.unused(account)}
+    idle = {("placement group", f"txl-moto-{zone}") for zone in ZONES[1:]}
+    assert unused == {("bucket", BUCKET), *idle}
+
+
+def test_all_that_is_unused_is_removed_and_can_be_made_again(cloud, account):
+    made = standing.ensure(account, Command())
+    instance = start(cloud, made)
+    cloud.client("ec2").terminate_instances(InstanceIds=[instance])
+    unused = standing.unused(account)
+    assert {thing.kind for thing in unused} == {
+        *("bucket", "key pair", "placement group", "role", "security group")
+    }
+    standing.remove(account, unused)
+    standing.remove(account, unused)
+    assert standing.unused(account) == []
+    assert len(standing.missing(account, Command())) == 5
+    standing.ensure(account, Command())
+    assert standing.missing(account, Command()) == []
