@@ -449,7 +449,10 @@ def test_a_run_from_launch_to_the_end_of_its_hosts(laptop, cloud):
     again = laptop.run()
     assert again.process.returncode == 0, again.text
     assert laptop.running() == hosts
+    while not all((cloud.home(host) / "txl" / "status").exists() for host in hosts):
+        time.sleep(0.5)
     while laptop.running():
+        cloud.pass_minutes(1)
         time.sleep(0.5)
     keys = {entry["Key"] for entry in cloud.client("s3").list_objects_v2(Bucket=BUCKET)["Contents"]}
     assert {"runs/a/results.json", "runs/a/metrics.jsonl", "launches/a/output-1.txt"} <= keys
