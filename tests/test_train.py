@@ -86,7 +86,7 @@ def test_the_folder_holds_all_that_is_needed_to_know_the_run(shell, finished):
     (events,) = (name for name in names if name.startswith("events.out.tfevents."))
     assert names - {events} == {
         *("config.json", "run.json", "vocab.json", "metrics.jsonl", "samples.txt"),
-        *("results.json", "checkpoints"),
+        *("results.json", "checkpoints", "heartbeats"),
     }
     cfg = run_folder.read_config(finished)
     n_token = len(vocab.load(finished / "vocab.json"))
