@@ -11,6 +11,7 @@ import pytest
 
 from tests.tiny import STEPS
 from txl_jax import heartbeat
+from txl_jax.course import Course
 from txl_jax.errors import UserError
 from txl_jax.heartbeat import Heartbeat
 from txl_jax.home import Home
@@ -62,7 +63,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_the_journal_shows_them(tmp_path):
-    with Journal(tmp_path, 0, 10, 32) as journal:
+    with Journal(tmp_path, 0, 10, Course(32)) as journal:
         for _ in range(3):
             journal.advance()
         journal.scalars(3, {"learning/loss": 1.5, "times/tokens_per_sec": 7.0})
