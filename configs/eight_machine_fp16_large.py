@@ -1,8 +1,9 @@
 """As one_machine_fp16_large, on eight machines.
 
-    python -m txl_jax.train --config eight_machine_fp16_large
+    python -m launcher --config eight_machine_fp16_large
 
-on each of the eight machines, started together by Slurm or MPI.
+on AWS; or python -m txl_jax.train with the same words on each of the eight machines, started
+together by Slurm or MPI.
 
 Source: `eight_machine_fp16_large` in launch.py of cybertronai/transformer-xl (p3dn.24xlarge).
 

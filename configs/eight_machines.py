@@ -1,8 +1,9 @@
 """WikiText-103 on eight machines with 8 GPUs each: the fork's SMALL in float16.
 
-    python -m txl_jax.train --config eight_machines
+    python -m launcher --config eight_machines
 
-on each of the eight machines, started together by Slurm or MPI.
+on AWS; or python -m txl_jax.train with the same words on each of the eight machines, started
+together by Slurm or MPI.
 
 Source: `eight_machines` in launch.py of cybertronai/transformer-xl (p3dn.24xlarge). There it starts
 from what one_machine had learned after its first epoch, as --init-from does; without it, nobody

@@ -1,8 +1,9 @@
 """As one_machine_fp16_large, on four machines.
 
-    python -m txl_jax.train --config four_machine_fp16_large
+    python -m launcher --config four_machine_fp16_large
 
-on each of the four machines, started together by Slurm or MPI.
+on AWS; or python -m txl_jax.train with the same words on each of the four machines, started
+together by Slurm or MPI.
 
 Source: `four_machine_fp16_large` in launch.py of cybertronai/transformer-xl (p3dn.24xlarge).
 

@@ -1,8 +1,9 @@
 """WikiText-103 on four machines with 8 GPUs each: the fork's SMALL in float16.
 
-    python -m txl_jax.train --config four_machines
+    python -m launcher --config four_machines
 
-on each of the four machines, started together by Slurm or MPI.
+on AWS; or python -m txl_jax.train with the same words on each of the four machines, started
+together by Slurm or MPI.
 
 Source: `four_machines` in launch.py of cybertronai/transformer-xl (p3dn.24xlarge). Its base
 learning rate is lower than that of two_machines.

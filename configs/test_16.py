@@ -1,8 +1,9 @@
 """Throughput on sixteen machines with 8 GPUs each: the fork's LARGE, 16 sequences a GPU, 300 steps.
 
-    python -m txl_jax.train --config test_16
+    python -m launcher --config test_16
 
-on each of the sixteen machines, started together by Slurm or MPI.
+on AWS; or python -m txl_jax.train with the same words on each of the sixteen machines, started
+together by Slurm or MPI.
 
 Source: `test_16` in launch.py of cybertronai/transformer-xl at commit d6333bd (p3dn.24xlarge).
 

@@ -1,8 +1,9 @@
 """Throughput on two machines with 8 GPUs each: the fork's LARGE, 16 sequences a GPU, 300 steps.
 
-    python -m txl_jax.train --config test_2
+    python -m launcher --config test_2
 
-on each of the two machines, started together by Slurm or MPI.
+on AWS; or python -m txl_jax.train with the same words on each of the two machines, started
+together by Slurm or MPI.
 
 Source: `test_2` in launch.py of cybertronai/transformer-xl at commit d6333bd (p3dn.24xlarge).
 

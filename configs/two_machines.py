@@ -1,8 +1,9 @@
 """WikiText-103 on two machines with 8 GPUs each: the fork's SMALL, 96 sequences a GPU.
 
-    python -m txl_jax.train --config two_machines
+    python -m launcher --config two_machines
 
-on each of the two machines, started together by Slurm or MPI.
+on AWS; or python -m txl_jax.train with the same words on each of the two machines, started
+together by Slurm or MPI.
 
 Source: `two_machines` in launch.py of cybertronai/transformer-xl (p3dn.24xlarge).
 

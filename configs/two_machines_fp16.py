@@ -1,8 +1,9 @@
 """As two_machines, in float16 with dynamic loss scaling.
 
-    python -m txl_jax.train --config two_machines_fp16
+    python -m launcher --config two_machines_fp16
 
-on each of the two machines, started together by Slurm or MPI.
+on AWS; or python -m txl_jax.train with the same words on each of the two machines, started
+together by Slurm or MPI.
 
 Source: `two_machines_fp16` in launch.py of cybertronai/transformer-xl (p3dn.24xlarge).
 

@@ -102,18 +102,19 @@ class _Launch:
         """The run of an earlier launch, and whether all of its trainers are at work."""
         if any(host.state != "running" for host in run.hosts):
             return run, False
-        made = standing.ensure(self.account, self.request.command)
+        # They may be training: whatever happens here, they are left alone.
+        ids = ", ".join(host.instance_id for host in run.hosts)
+        stand = f"the hosts of {run.name} stand ({ids}): `python -m launcher kill {run.name}`"
         try:
+            made = standing.ensure(self.account, self.request.command)
             with Hosts.of(run, made.key_path, self.request.command.private_ip) as hosts:
                 hosts.wait(SSH_SECONDS)
                 return run, setup.is_training(hosts)
-        except (KeyboardInterrupt, UserError) as error:
-            # They may be training, so that they are left alone.
-            ids = ", ".join(host.instance_id for host in run.hosts)
-            raise UserError(
-                f"{error or 'interrupted'}; the hosts of {run.name} stand ({ids}): `python -m "
-                f"launcher kill {run.name}` ends them"
-            ) from error
+        except KeyboardInterrupt:
+            self.console.print(Text(f"{stand} ends them"), soft_wrap=True)
+            raise
+        except UserError as error:
+            raise UserError(f"{error}; {stand} ends them") from error
 
     def start(self) -> Run:
         """Rents the hosts, or goes on with those of the same launch, and starts the trainers."""
