@@ -198,11 +198,11 @@ def network_in(text: str) -> str:
     used = re.findall(r"Using network (.+)", text)
     if not used:
         return UNKNOWN
-    name: str = used[-1].strip()
+    name = used[-1].strip()
     if "Libfabric" in name:  # the plugin aws-ofi-nccl, whose provider tells what is below it
         name = (re.findall(r"[Pp]rovider is (\w+)", text) or [name])[-1]
-    known: dict[str, str] = {"Socket": TCP, "tcp": TCP, "efa": EFA}
-    return known.get(name, name)
+    known = {"Socket": TCP, "tcp": TCP, "efa": EFA}
+    return str(known.get(name, name))
 
 
 def _give_up() -> NoReturn:
