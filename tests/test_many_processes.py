@@ -29,9 +29,9 @@ class Hosts:
     def __init__(self, shell: Shell, folder: Path, s3: Any):
         self.environment = os.environ | {  # the fixture has set AWS's
             "PYTHONPATH": str(tiny.ROOT),
+            # But no cache of compiled programs: JAX has one for process 0 only, which then waits
+            # for the others to compile, and Gloo lets it wait for half a minute.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",
-            "JAX_COMPILATION_CACHE_DIR": str(shell.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         self.folder, self.shell, self.url = folder, shell, s3.url
         self.spool = Path("runs") / s3.url.removeprefix("s3://")

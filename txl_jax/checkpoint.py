@@ -348,7 +348,10 @@ class Checkpoints:
             if cancelled() and (given_up or not (self._folder / new.saved.path / WHOLE).exists()):
                 return False
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{new.saved.path}: {', '.join(missing)} did not come")
+                raise TimeoutError(
+                    f"checkpoint {new.saved.path}: {', '.join(missing)} did not come from other "
+                    "processes"
+                )
             time.sleep(pause)
         raise AssertionError("pauses do not end")
 
