@@ -8,7 +8,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 RECENT = 'import sys; sys.exit(sys.version_info < (3, 11))'
 BIN = $(VENV)/bin
 WHICH ?= not slow and not cloud
-TESTS ?= tests
+TESTS ?= $(wildcard tests/test_*.py)
 
 .PHONY: help train cloud test test-cloud test-slow lint format install lock clean
 
@@ -26,8 +26,8 @@ cloud: $(VENV)/installed-dev ## start a cloud on this machine to try the launche
 test: $(VENV)/installed-dev ## run the tests, on several cores
 	$(BIN)/python -m pytest -q -m '$(WHICH)' -n auto --maxprocesses 8 --dist loadfile $(TESTS)
 
-test-cloud: $(VENV)/installed-dev ## test the launcher on a cloud of this machine; needs root, sshd and tmux
-	$(BIN)/python -m pytest -q -m cloud tests/cloud tests/launcher
+test-cloud: $(VENV)/installed-dev ## test the launcher, on a cloud of this machine; needs root, sshd and tmux
+	$(BIN)/python -m pytest -q -m 'not slow' tests/cloud tests/launcher
 
 test-slow: $(VENV)/installed-dev ## run the tests that take longer
 	$(BIN)/python -m pytest -q -m 'slow and not cloud'
