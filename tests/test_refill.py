@@ -154,7 +154,7 @@ def in_parts(cfg: Config, home: Path, parts: list[tuple[int, int]]) -> TrainStat
 
 def test_a_run_of_batch_8_then_16_then_8(shell, compiled, monkeypatch, capsys):
     monkeypatch.chdir(shell.home)
-    logdir = shell.home / "runs" / "batches"
+    logdir = shell.home / "runs" / "refill-batches"
     words = [*SHORT, "--dropout", "0", "--dropatt", "0", "--logdir", str(logdir)]
     stop_after(6, words, monkeypatch)
     stop_after(4, words, monkeypatch)
@@ -217,7 +217,7 @@ def n_tokens(home: Path) -> int:
 def test_other_parts_of_the_batch_change_nothing(shell, compiled, monkeypatch, capsys):
     monkeypatch.chdir(shell.home)
     words = [*SHORT, "--eval-every", "100", "--max-tokens", str(14 * 8 * TGT_LEN)]
-    folders = [shell.home / "runs" / name for name in ("whole", "parts")]
+    folders = [shell.home / "runs" / name for name in ("refill-whole", "refill-parts")]
     for logdir, then in zip(folders, ([], ["--accumulate", "2"]), strict=True):
         stop_after(7, [*words, "--logdir", str(logdir)], monkeypatch)
         capsys.readouterr()
@@ -240,7 +240,7 @@ def test_other_parts_of_the_batch_change_nothing(shell, compiled, monkeypatch, c
 def test_two_processes_refill_what_one_does(shell, compiled, monkeypatch, capsys):
     monkeypatch.chdir(shell.home)
     words = [*SHORT, "--eval-every", "100", "--max-tokens", str(20 * 8 * TGT_LEN)]
-    alone, together = (shell.home / "runs" / name for name in ("alone", "together"))
+    alone, together = (shell.home / "runs" / name for name in ("refill-alone", "refill-together"))
     stop_after(10, [*words, "--logdir", str(alone)], monkeypatch)
     shutil.copytree(alone, together)
     words += ["--batch", "16", "--zero", "1"]

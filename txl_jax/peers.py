@@ -41,6 +41,7 @@ _BUG_STATUS = 1
 _CONTACT = re.compile("gloo|nccl|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.IGNORECASE)
 """What JAX's errors say when processes could not talk to one another: who is late by 30 s, because
 its machine is busy, is an error on CPUs though all are alive."""
+_XLA_STATUS = re.compile("[A-Z_]+: ")
 _MAY_DIFFER = {"train.logdir", "data.data_dir", "data.text_dir"}
 """Folders may have other names on other hosts; the token files are compared by what is in them."""
 _LONGEST_SHOWN = 32
@@ -162,7 +163,7 @@ class Peers:
         else:
             time.sleep(PATIENCE_SECONDS)  # the watching threads may end the process meanwhile
             line = traceback.format_exception_only(error)[0].strip()
-            if isinstance(error, jax.errors.JaxRuntimeError) and _CONTACT.search(line):
+            if _is_from_xla(error) and _CONTACT.search(line):
                 told = self._told(RESTART_STATUS, line)
                 self._end(RESTART_STATUS, told.split(" ", 1)[1], told)
             report = "".join(traceback.format_exception(error)).strip()
@@ -244,6 +245,13 @@ class Peers:
     def _publish(self, verdict: str) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._store.set_first(VERDICT, verdict)
+
+
+def _is_from_xla(error: BaseException) -> bool:
+    """Is it a failure of a computation? A value that is made a Python number raises ValueError."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and _XLA_STATUS.match(str(error)) is not None
+    )
 
 
 def facts(cfg: Config) -> dict[str, str]:
