@@ -346,6 +346,7 @@ def test_a_quota_ends_it_at_once(code, cloud, account, order):
     with pytest.raises(UserError, match=f"quota.*{code}.*Service Quotas"):
         start(account, order)
     assert len(cloud.asked("RunInstances")) == 1
+    assert len(cloud.asked("DescribeInstances")) == 1  # nothing can come late after a refusal
     assert cloud.instances() == []
 
 
