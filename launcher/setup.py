@@ -44,7 +44,7 @@ TRAINING = "training"
 _PYTHON = "../venv/bin/python"
 _TIMED_OUT = 124  # as `timeout` says
 _GRACE_SECONDS = 20.0
-_SHORT = 60.0
+_SHORT = 120.0
 # Seconds that phases may take.
 _PACKAGES, _DRIVER, _EFA, _SOURCE, _ENVIRONMENT = 600.0, 900.0, 600.0, 300.0, 1200.0
 _DATA, _HEALTH = 3600.0, 300.0

@@ -202,7 +202,7 @@ def network_in(text: str) -> str:
     if "Libfabric" in name:  # the plugin aws-ofi-nccl, whose provider tells what is below it
         name = (re.findall(r"[Pp]rovider is (\w+)", text) or [name])[-1]
     known = {"Socket": TCP, "tcp": TCP, "efa": EFA}
-    return known[name] if name in known else name
+    return str(known.get(name, name))
 
 
 def _give_up() -> NoReturn:

@@ -68,7 +68,7 @@ class Server:
         with (self.folder / "log").open("ab") as log:
             words = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while self.process.poll() is None and time.monotonic() < end:
             with socket.socket() as trial:
                 if trial.connect_ex((self.address, 22)) == 0:

@@ -140,7 +140,7 @@ class Keeper:
         return [next(word for word in words if word[0] == "+") for _, words in self.called()]
 
     def until(self, done: Callable[[], object]) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while not done():
             assert time.monotonic() < end, self.called()
             time.sleep(0.02)
@@ -233,7 +233,7 @@ def test_before_the_longest_time_is_over_the_trainer_is_asked_to_save(kept):
         assert trainer.stdout and trainer.stdout.readline() == "ready\n"
         (kept.folder / "pid").write_text(f"{trainer.pid}\n")
         kept.start(max_hours=keeper._GRACE_SECONDS / HOUR + 0.001)
-        assert trainer.communicate(timeout=60)[0] == "asked\n"
+        assert trainer.communicate(timeout=300)[0] == "asked\n"
         assert not kept.off()
     finally:
         trainer.kill()

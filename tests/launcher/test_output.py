@@ -47,7 +47,7 @@ class Host:
 
     def end(self) -> tuple[int, str, str]:
         assert self.process
-        output, errors = self.process.communicate(timeout=100)
+        output, errors = self.process.communicate(timeout=300)
         return self.process.returncode, output, errors
 
     def run(self, *words: Any, **options: Any) -> tuple[int, str, str]:
@@ -63,7 +63,7 @@ class Host:
 
 
 def until(done: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not done():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -73,7 +73,8 @@ def until(done: Callable[[], object]) -> None:
 def host(tmp_path: Path) -> Iterator[Host]:
     found = Host(tmp_path)
     yield found
-    if found.process:
+    if found.process and found.process.poll() is None:
+        os.kill(found.pid(), signal.SIGKILL)  # the command, which would go on
         found.process.kill()
         found.process.communicate()
 

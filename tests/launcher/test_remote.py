@@ -37,21 +37,21 @@ NASTY = [
 def test_a_command_runs_on_all_hosts_and_in_their_order(machines):
     some = machines(3)
     with some.hosts() as hosts:
-        hosts.wait(60)
+        hosts.wait(300)
         assert hosts.names == ("night-0", "night-1", "night-2")
-        outputs = hosts.run('echo "$HOME"; echo err >&2; cat', timeout=60, input="from here")
+        outputs = hosts.run('echo "$HOME"; echo err >&2; cat', timeout=300, input="from here")
         assert [output.out for output in outputs] == [
             f"{server.home}\nfrom here" for server in some.servers
         ]
         assert {(output.status, output.err) for output in outputs} == {(0, "err\n")}
-        each = hosts.run([f"echo {number}" for number in range(3)], timeout=60)
+        each = hosts.run([f"echo {number}" for number in range(3)], timeout=300)
         assert [output.out for output in each] == ["0\n", "1\n", "2\n"]
 
 
 def test_input_is_sent_at_once_and_need_not_be_read(machines):
     text = "ü secret\n" * 20_000
     with machines(2).hosts() as hosts:
-        whole, rest = hosts.run(["cat", "head -n 1; exit 0"], timeout=60, input=text)
+        whole, rest = hosts.run(["cat", "head -n 1; exit 0"], timeout=300, input=text)
     assert whole.out == text
     assert rest.out == "ü secret\n"
 
@@ -61,7 +61,7 @@ def test_they_run_at_the_same_time(machines, tmp_path):
     with machines(2).hosts() as hosts:
         begun = [tmp_path / f"begun-{number}" for number in range(2)]
         wait = "touch {}; until [ -e {} ]; do sleep 0.05; done"
-        hosts.run([wait.format(begun[0], begun[1]), wait.format(begun[1], begun[0])], timeout=60)
+        hosts.run([wait.format(begun[0], begun[1]), wait.format(begun[1], begun[0])], timeout=300)
 
 
 def test_all_finish_before_the_hosts_that_failed_are_named(machines, tmp_path):
@@ -72,7 +72,7 @@ def test_all_finish_before_the_hosts_that_failed_are_named(machines, tmp_path):
         "kill -9 $$",
     ]
     with machines(3).hosts() as hosts, pytest.raises(UserError) as caught:
-        hosts.run(commands, timeout=60)
+        hosts.run(commands, timeout=300)
     assert done.exists()
     message = str(caught.value)
     assert message.startswith("failed on 2 of 3 hosts: night-0: no \\x1b[31mspace left; night-2: ")
@@ -81,7 +81,7 @@ def test_all_finish_before_the_hosts_that_failed_are_named(machines, tmp_path):
 
 def test_failures_can_be_looked_at(machines):
     with machines(1).hosts() as hosts:
-        (output,) = hosts.run("exit 7", timeout=60, check=False)
+        (output,) = hosts.run("exit 7", timeout=300, check=False)
         assert (output.status, output.last_line()) == (7, "status 7")
 
 
@@ -95,7 +95,7 @@ def test_a_command_that_takes_too_long_is_given_up(machines):
 def test_words_arrive_as_they_are(machines):
     some = machines(1)
     with some.hosts() as hosts:
-        (output,) = hosts.run(shlex.join(["printf", "%s\\0", *NASTY]), timeout=60)
+        (output,) = hosts.run(shlex.join(["printf", "%s\\0", *NASTY]), timeout=300)
         assert output.out.split("\0")[:-1] == NASTY
         for place in (some.servers[0].home, Path.home(), ROOT):
             assert not (place / "pwned").exists()
@@ -103,7 +103,7 @@ def test_words_arrive_as_they_are(machines):
 
 def test_output_is_shown_line_by_line_with_the_hosts_name(machines, capsys):
     with machines(2).hosts() as hosts:
-        hosts.run(["printf 'a\\nb\\n'", "printf 'c\\033]0;x\\n' >&2"], timeout=60, quiet=False)
+        hosts.run(["printf 'a\\nb\\n'", "printf 'c\\033]0;x\\n' >&2"], timeout=300, quiet=False)
     lines = sorted(capsys.readouterr().out.splitlines())
     assert lines == ["night-0: a", "night-0: b", "night-1: c\\x1b]0;x"]
 
@@ -173,7 +173,7 @@ def test_hosts_are_waited_for(machines):
     later = threading.Timer(1.5, server.start)
     later.start()
     with some.hosts() as hosts:
-        hosts.wait(60)
+        hosts.wait(300)
     later.join()
 
 
@@ -191,15 +191,15 @@ def test_another_users_key_is_not_taken(machines):
 def test_a_lost_connection_is_said_and_opened_again(machines):
     some = machines(2)
     with some.hosts() as hosts:
-        hosts.wait(60)
+        hosts.wait(300)
         loses = threading.Timer(1, some.servers[1].stop)
         loses.start()
-        fine, lost = hosts.run(["sleep 2", "sleep 600"], timeout=60, check=False)
+        fine, lost = hosts.run(["sleep 2", "sleep 600"], timeout=300, check=False)
         loses.join()
         assert (fine.status, lost.status) == (0, LOST)
         assert lost.last_line().startswith("the connection was lost")
         some.servers[1].start()
-        hosts.run("true", timeout=60)
+        hosts.run("true", timeout=300)
 
 
 def test_nothing_of_the_users_own_settings_is_used(machines, monkeypatch, tmp_path):
@@ -210,7 +210,7 @@ def test_nothing_of_the_users_own_settings_is_used(machines, monkeypatch, tmp_pa
     (home / ".ssh" / "config").write_text("Host *\n  HostName 127.0.0.9\n  Port 9\n  User nobody\n")
     monkeypatch.setenv("HOME", str(home))
     with some.hosts() as hosts:
-        hosts.wait(60)
+        hosts.wait(300)
 
 
 class Laptop:
@@ -236,7 +236,7 @@ def test_listed_hosts_are_known_by_the_users_own_files(machines, monkeypatch, tm
     listed.write_text(f"# ours\n{user}@far\n\n{second}  # the other\n")
     for text in (f"{user}@far, {second}", str(listed)):
         with Hosts.listed(text) as hosts:
-            hosts.wait(60)
+            hosts.wait(300)
             assert hosts.names == (f"{user}@far", second)
             assert hosts.addresses == (first, second)
 
@@ -289,8 +289,8 @@ def test_ctrl_c_ends_what_is_under_way(machines):
         "from launcher.remote import Hosts\n"
         "run, key = pickle.load(open(sys.argv[1], 'rb'))\n"
         "with Hosts.of(run, key, private=True) as hosts:\n"
-        "    hosts.wait(60)\n"
-        "    hosts.run('echo begun; sleep 600', timeout=600, quiet=False)\n"
+        "    hosts.wait(300)\n"
+        "    hosts.run('echo begun; sleep 600', timeout=3000, quiet=False)\n"
     )
     path = some.folder / "run"
     path.write_bytes(pickle.dumps((some.run(), some.key)))
@@ -306,7 +306,7 @@ def test_ctrl_c_ends_what_is_under_way(machines):
     try:
         assert process.stdout and process.stdout.readline() == "night-0: begun\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert errors.rstrip().endswith("KeyboardInterrupt") and process.returncode != 0
     finally:
         process.kill()
