@@ -23,7 +23,7 @@ from rich.text import Text
 from launcher import ec2, listed, names, plan, record, setup, speed, standing
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
-from launcher.on_host.keeper import StopRules
+from launcher.on_host.keeper import KEEP, StopRules
 from launcher.plan import Plan, Rental
 from launcher.progress import Progress
 from launcher.record import Record
@@ -41,6 +41,8 @@ SSH_SECONDS = 600.0
 """For which a host may take from its start until SSH answers."""
 _FRESH = timedelta(minutes=15)
 """EC2 shows what was started long before that; so does what it has terminated."""
+_NEVER_HOURS = 24.0 * 365 * 10
+_SHORT = 60.0
 _DECLINED_STATUS = 1
 
 
@@ -109,7 +111,10 @@ class _Launch:
             made = standing.ensure(self.account, self.request.command)
             with Hosts.of(run, made.key_path, self.request.command.private_ip) as hosts:
                 hosts.wait(SSH_SECONDS)
-                return run, setup.is_training(hosts)
+                training = setup.is_training(hosts)
+                if training:
+                    self._hold(hosts)
+                return run, training
         except KeyboardInterrupt:
             self.console.print(Text(f"{stand} ends them"), soft_wrap=True)
             raise
@@ -119,26 +124,34 @@ class _Launch:
     def start(self) -> Run:
         """Rents the hosts, or goes on with those of the same launch, and starts the trainers."""
         command, launch = self.request.command, self._launch_id()
-        with Progress(self.console) as progress:
+        with (
+            Progress(self.console) as progress,
+            Undo(self.account, command.name, launch, progress.say) as undo,
+        ):
+            undo.started(*(run.hosts for run in self.plan.standing if run.launch == launch))
             progress.begin("account")
             made = standing.ensure(self.account, command)
             self._write_record(made, launch)
             host_key = HostKey.of(made.key_path.read_bytes(), launch)
-            order = self._order(made, launch, host_key)
-            with Undo(self.account, command.name, launch, progress.say) as undo:
-                progress.begin("hosts")
-                run = ec2.start(self.account, order, progress.say)
-                undo.started(run.hosts)
-                with Hosts.of(run, made.key_path, command.private_ip) as hosts:
-                    progress.watch(hosts.names, hosts.seconds)
-                    progress.begin("SSH", SSH_SECONDS)
-                    hosts.wait(SSH_SECONDS)
-                    work = self._work(made, run)
-                    for name, seconds in setup.phases(hosts, work, progress.say):
-                        progress.begin(name, seconds)
-                undo.release()
+            progress.begin("hosts")
+            run = ec2.start(self.account, self._order(made, launch, host_key), progress.say)
+            undo.started(run.hosts)
+            with Hosts.of(run, made.key_path, command.private_ip) as hosts:
+                progress.watch(hosts.names, hosts.seconds)
+                progress.begin("SSH", SSH_SECONDS)
+                hosts.wait(SSH_SECONDS)
+                work = self._work(made, run)
+                for name, seconds in setup.phases(hosts, work, progress.say):
+                    progress.begin(name, seconds)
+                self._hold(hosts)
+            undo.release()
             self._remember_speed(made)
         return run
+
+    def _hold(self, hosts: Hosts) -> None:
+        """With --keep, tells hosts that train not to stop; until then they stop as others do."""
+        if self.request.command.keep:
+            hosts.run(f"touch ~/txl/{KEEP}", timeout=_SHORT)
 
     def _launch_id(self) -> str:
         """That of the earlier launch which this one goes on with, or a new one.
@@ -176,7 +189,7 @@ class _Launch:
 
     def _order(self, made: Standing, launch: str, host_key: HostKey) -> ec2.Order:
         command, rental, known = self.request.command, self.rental, self.plan.record
-        rules = None if command.keep else StopRules(max_hours=command.max_hours)
+        rules = StopRules(max_hours=_NEVER_HOURS if command.keep else command.max_hours)
         # In another order, a launch that goes on would begin in a zone where nothing stands.
         zones = known.zones if known and known.launch == launch else rental.zones
         return ec2.Order(

@@ -385,7 +385,10 @@ def _rental_rows(plan: Plan, rental: Rental) -> Iterator[tuple[str, str]]:
     yield "image", f"{rental.image.id} {rental.image.name}{driver}"
     yield "price", _price_text(plan, rental)
     if rental.max_hours is None:
-        yield "end", "--keep: the hosts run, and cost, until they are stopped by hand"
+        yield (
+            "end",
+            "--keep: once they train, the hosts run, and cost, until they are stopped by hand",
+        )
     else:
         yield (
             "end",

@@ -35,13 +35,13 @@ def prepared(account: Account, run: Run, private: bool) -> Path:
     Raises UserError if the key is not to be had.
     """
     key = key_pair.fetch(account, run.hosts[0].key_name)
-    if not private and _is_shut_out(run.address(run.hosts[0], private)):
+    if not private and is_shut_out(run.address(run.hosts[0], private)):
         own = ip_network(security_group.own_public_address())
         security_group.admit(account, [host.instance_id for host in run.hosts], [own])
     return key
 
 
-def _is_shut_out(address: str) -> bool:
+def is_shut_out(address: str) -> bool:
     """Whether nothing answers: a security group drops what it does not let in."""
     try:
         socket.create_connection((address, 22), _PATIENCE).close()

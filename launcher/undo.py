@@ -34,9 +34,9 @@ class Undo:
     def __enter__(self) -> Self:
         return self
 
-    def started(self, hosts: tuple[Host, ...]) -> None:
-        """The launch has these hosts."""
-        self._hosts = list(hosts)
+    def started(self, *hosts: tuple[Host, ...]) -> None:
+        """The launch has these hosts; none are known as yet without any."""
+        self._hosts = [host for some in hosts for host in some]
 
     def release(self) -> None:
         """From now on the hosts stay, whatever happens."""
@@ -48,7 +48,7 @@ class Undo:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Where starting them failed, `ec2.start` has seen to it.
+        # Nothing was started then, or `ec2.start` has seen to it.
         undone = isinstance(error, UserError) and not self._hosts
         if error is None or not self._active or undone:
             return
@@ -63,9 +63,9 @@ class Undo:
         except Exception as failure:
             ids = ", ".join(host.instance_id for host in self._hosts) or "which are not known"
             raise UserError(
-                f"{error or kind}; and hosts of {self._name} ({ids}) could not be terminated "
-                f"({failure}): do it with {self._kill}; otherwise they end by themselves, half an "
-                "hour after their start"
+                f"{str(error) or 'interrupted'}; and hosts of {self._name} ({ids}) could not be "
+                f"terminated ({failure}): do it with {self._kill}; otherwise they end by "
+                "themselves, half an hour after their start"
             ) from error
         ids = ", ".join(host.instance_id for host in terminated)
         self._say(f"terminated: {ids}" if ids else f"nothing of {self._name} was running")

@@ -83,6 +83,8 @@ class LocalCloud:
         self._wrong_key: set[int] = set()
         self._broken: dict[int, dict[str, str]] = {}
         self._keys: dict[str, dict[str, str]] = {}
+        self._roles: dict[str, Any] = {}
+        """Of hosts that have keys, which hold until they end, also while a host turns off."""
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
@@ -301,7 +303,7 @@ class LocalCloud:
             tagged = [k for k in call.parameters if re.fullmatch(r"Tag\.\d+\.Key", k)]
             context["ec2:InstanceID"] = target
             context["aws:TagKeys"] = [call.parameters[key] for key in tagged]
-        documents = list(self._role(host).policies.values())
+        documents = list(self._roles[host].policies.values())
         if not policy.allows(documents, action, resource, context):
             message = f"{host} is not authorized to perform: {action} on resource: {resource}"
             raise Refusal(
@@ -340,6 +342,7 @@ class LocalCloud:
         if role is None:
             return None
         if name not in self._keys:
+            self._roles[name] = role
             given = sts_backends[ec2.ACCOUNT]["aws"].assume_role(
                 REGION, name, role.arn, "", 6 * 3600, ""
             )

@@ -62,10 +62,16 @@ def until_scheduled(cloud: LocalCloud, host: str, minutes: int) -> None:
     until(lambda: f"+{minutes}" in (cloud.recorded(host, "shutdown") or [[]])[-1])
 
 
+def until_scheduled_by(cloud: LocalCloud, host: str, why: str) -> None:
+    """Until a host has its shutdown scheduled for this reason."""
+    until(lambda: why in " ".join((cloud.recorded(host, "shutdown") or [[]])[-1]))
+
+
 def until_training(cloud: LocalCloud, step: int = 1) -> None:
     """Until the trainer's heartbeat in S3 shows so many steps."""
 
     def trains() -> bool:
+        check_trainers(cloud)
         s3 = cloud.client("s3")
         found = s3.list_objects_v2(Bucket=BUCKET, Prefix="runs/a/heartbeats/0.json")
         if not found.get("Contents"):
@@ -74,6 +80,14 @@ def until_training(cloud: LocalCloud, step: int = 1) -> None:
         return json.loads(sign)["step"] >= step
 
     until(trains)
+
+
+def check_trainers(cloud: LocalCloud) -> None:
+    """Fails if a trainer has ended, with what it said."""
+    for instance in cloud.instances():
+        folder = cloud.home(instance.id) / "txl"
+        if (folder / "status").exists():
+            raise AssertionError((folder / "output.txt").read_text())
 
 
 def checkpoints(cloud: LocalCloud) -> list[str]:
@@ -237,38 +251,39 @@ def test_spot_hosts_save_when_they_get_notice(
     assert [instance.id for instance in cloud.instances()] == [left]
     assert Typed(cloud.environ, "kill", "a", "--yes").end() == 0
     assert not cloud.instances()
-    before = len(checkpoints(cloud))
     once_more = typed()
     assert once_more.end() == 0, once_more.text
-    until_training(cloud, 21)
-    output = cloud.client("s3").get_object(Bucket=BUCKET, Key="runs/a/run.json")["Body"].read()
-    assert len(json.loads(output)["starts"]) == 2
-    assert before
+
+    def goes_on() -> bool:
+        check_trainers(cloud)
+        s3 = cloud.client("s3")
+        content = s3.get_object(Bucket=BUCKET, Key="runs/a/run.json")["Body"].read()
+        return len(json.loads(content)["starts"]) == 2
+
+    until(goes_on)
 
 
 @pytest.mark.slow
 def test_max_hours_end_a_run_that_makes_steps(
     cloud: LocalCloud, typed: Callable[..., Typed]
 ) -> None:
+    cloud.grace = 60.0  # as long as systemd's, or nearly
     launch = typed("--max-hours=0.5")
     assert launch.end() == 0, launch.text
     until_training(cloud)
     for instance in cloud.instances():
-        until(
-            lambda host=instance.id: any(
-                "hours are over" in word for word in (cloud.recorded(host, "shutdown") or [[]])[-1]
-            )
-        )
+        until_scheduled_by(cloud, instance.id, "hours are over")
     cloud.pass_minutes(30)
     until(lambda: not cloud.instances())
     assert checkpoints(cloud), "the trainers saved while their hosts turned off"
 
 
 @pytest.mark.slow
-def test_keep_holds_the_hosts(cloud: LocalCloud, typed: Callable[..., Typed]) -> None:
+def test_keep_holds_hosts_that_train(cloud: LocalCloud, typed: Callable[..., Typed]) -> None:
     launch = typed("--keep")
     assert launch.end() == 0, launch.text
+    for instance in cloud.instances():
+        until_scheduled_by(cloud, instance.id, "hours are over")
     cloud.pass_minutes(10_000)
-    time.sleep(2)
+    assert Typed(cloud.environ, "run", "a", "--", "true").end() == 0
     assert len(cloud.instances()) == 2
-    assert all(not cloud.recorded(i.id, "shutdown") for i in cloud.instances())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from launcher import ec2, hardware, names, standing
+from launcher import ec2, hardware, names, reach, security_group, standing
 from launcher.__main__ import main
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
@@ -252,6 +252,49 @@ def test_ssh_attaches_to_the_session(desk: Desk) -> None:
     assert "txl:" in desk("run", "first", "--", "tmux ls")
     assert "no host 3 of first is running; there are 0" in desk.failure("ssh", "first", "3")
     assert run.hosts[0].host_key
+
+
+def let_in(desk: Desk) -> set[tuple[str, int, str]]:
+    """Protocols, first ports and addresses that the hosts' security group lets in."""
+    groups = desk.cloud.client("ec2").describe_security_groups(
+        Filters=[{"Name": "group-name", "Values": ["txl-laptop"]}]
+    )["SecurityGroups"]
+    return {
+        (rule["IpProtocol"], rule["FromPort"], source["CidrIp"])
+        for rule in groups[0]["IpPermissions"]
+        for source in rule["IpRanges"]
+    }
+
+
+def test_mosh_is_let_in_and_started(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a program that only says what it was given, as there is no mosh here."""
+    run = desk.rent("first")
+    mosh = tmp_path / "mosh"
+    mosh.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/words\n')
+    mosh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(security_group, "own_public_address", lambda: "203.0.113.7")
+    desk("ssh", "first", "--mosh")
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[0].startswith("--ssh=ssh -F /dev/null -i ")
+    assert "StrictHostKeyChecking=yes" in words[0]
+    assert words[1:4] == [f"ubuntu@{run.hosts[0].public_ip}", "--", "sh"]
+    assert let_in(desk) == {("tcp", 22, "127.0.0.0/8"), ("udp", 60000, "203.0.113.7/32")}
+
+
+def test_another_machine_is_let_in_when_hosts_do_not_answer_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No packet is dropped here, so the connection that is tried says that it was."""
+    desk.rent("first")
+    desk("run", "first", "--", "true")
+    assert let_in(desk) == {("tcp", 22, "127.0.0.0/8")}
+    monkeypatch.setattr(security_group, "own_public_address", lambda: "203.0.113.7")
+    monkeypatch.setattr(reach, "is_shut_out", lambda address: True)
+    desk("run", "first", "--", "true")
+    assert let_in(desk) == {("tcp", 22, "127.0.0.0/8"), ("tcp", 22, "203.0.113.7/32")}
 
 
 def test_kill_names_what_it_ends_and_asks(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

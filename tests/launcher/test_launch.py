@@ -458,3 +458,19 @@ def test_a_run_from_launch_to_the_end_of_its_hosts(laptop, cloud):
     assert {"runs/a/results.json", "runs/a/metrics.jsonl", "launches/a/output-1.txt"} <= keys
     assert any(key.startswith("runs/a/checkpoints/") for key in keys)
     assert "the run a has finished" in refused(laptop.run())
+
+
+@pytest.mark.slow
+def test_hosts_that_are_kept_stop_only_if_their_set_up_never_ends(laptop, cloud):
+    command = laptop.start("--keep", "--max-tokens=2560")
+    command.wait_for("packages: ")
+    shutdowns = [cloud.recorded(host, "shutdown")[-1] for host in laptop.running()]
+    assert all("+30" in words for words in shutdowns), shutdowns
+    assert command.end() == 0, command.text
+    hosts = laptop.running()
+    assert "With --keep its hosts run, and cost, until then." in command.text
+    while not all((cloud.home(host) / "txl" / "status").exists() for host in hosts):
+        time.sleep(0.5)
+    cloud.pass_minutes(600)
+    time.sleep(3.0)
+    assert laptop.running() == hosts

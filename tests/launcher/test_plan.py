@@ -149,7 +149,7 @@ def test_prices_of_other_hosts(account):
     assert rows["end"].startswith("hosts stop 10 minutes")
     rows = shown(planned(account, "--keep"))
     assert rows["price"] == "$84.90 an hour now (on demand $249.70)"
-    assert rows["end"].startswith("--keep: the hosts run, and cost, until")
+    assert rows["end"].startswith("--keep: once they train, the hosts run, and cost")
 
 
 def test_without_a_known_price_it_says_so(account, cloud):
