@@ -224,6 +224,8 @@ def _environment(work: Work) -> str:
     ]
     if work.shared:
         lines.append(f"export AWS_DEFAULT_REGION={shlex.quote(work.shared.account.region)}")
+        # Otherwise a metadata service that takes a second once means: no credentials.
+        lines.append("export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=5")
     if work.efa_interfaces:
         lines += [
             "export FI_PROVIDER=efa",

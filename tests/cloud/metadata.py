@@ -5,6 +5,7 @@ A host finds its own below /hosts/ID, as AWS_EC2_METADATA_SERVICE_ENDPOINT tells
 
 import json
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +23,13 @@ class Metadata:
     """For a host's id: the name of its role and what it is allowed to sign with."""
     notices: dict[str, str] = field(default_factory=dict)
     """For a spot host's id: when it is going to be taken back, as 2026-01-02T03:04:05Z."""
+    delay: float = 0.0
+    """Seconds that an answer takes."""
     _tokens: dict[str, set[str]] = field(default_factory=dict)
 
     def answer(self, environ: dict[str, Any]) -> tuple[str, str]:
         """Status and text."""
+        time.sleep(self.delay)
         _, _, host, *rest = environ["PATH_INFO"].split("/")
         path = "/".join(rest).rstrip("/")
         tokens = self._tokens.setdefault(host, set())

@@ -62,6 +62,7 @@ def until_training(cloud: LocalCloud, step: int = 1) -> None:
     """Until the trainer's heartbeat in S3 shows so many steps."""
 
     def trains() -> bool:
+        check_trainers(cloud)
         s3 = cloud.client("s3")
         found = s3.list_objects_v2(Bucket=BUCKET, Prefix="runs/a/heartbeats/0.json")
         if not found.get("Contents"):
@@ -70,6 +71,14 @@ def until_training(cloud: LocalCloud, step: int = 1) -> None:
         return json.loads(sign)["step"] >= step
 
     until(trains)
+
+
+def check_trainers(cloud: LocalCloud) -> None:
+    """Fails if a trainer has ended, with what it said."""
+    for instance in cloud.instances():
+        folder = cloud.home(instance.id) / "txl"
+        if (folder / "status").exists():
+            raise AssertionError((folder / "output.txt").read_text())
 
 
 def checkpoints(cloud: LocalCloud) -> list[str]:

@@ -134,6 +134,9 @@ def until_step(cloud: LocalCloud, step: int) -> None:
     """Until the trainer shows that it has made so many steps."""
     key = "runs/quickstart/heartbeats/0.json"
     while key not in keys(cloud) or read(cloud, key)["step"] < step:
+        for instance in cloud.instances():
+            folder = cloud.home(instance.id) / "txl"
+            assert not (folder / "status").exists(), (folder / "output.txt").read_text()
         time.sleep(0.5)
 
 

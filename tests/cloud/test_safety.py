@@ -198,6 +198,16 @@ def test_hosts_are_held_to_their_role(launched: Launched) -> None:
     }
 
 
+def test_hosts_wait_for_a_slow_metadata_service(launched: Launched) -> None:
+    ask = "import boto3; boto3.client('sts').get_caller_identity(); print('known')"
+    launched.cloud.metadata.delay = 2.0
+    said = launched.run(
+        f"cd txl/work && . ../environment.sh && ../venv/bin/python -c {shlex.quote(ask)}"
+    )
+    launched.cloud.metadata.delay = 0.0
+    assert sorted(said) == ["safe-0: known", "safe-1: known"]
+
+
 def test_user_data_holds_no_secret_but_the_hosts_key(launched: Launched) -> None:
     found = launched.cloud.client("ec2").describe_instance_attribute(
         InstanceId=launched.hosts[0].id, Attribute="userData"
