@@ -28,7 +28,7 @@ from launcher.plan import Plan, Rental
 from launcher.progress import Progress
 from launcher.record import Record
 from launcher.remote import Hosts
-from launcher.request import Request, parse
+from launcher.request import LaunchCommand, Request, parse
 from launcher.runs import Host, Run
 from launcher.shared import Shared
 from launcher.source import Source, archive
@@ -83,7 +83,7 @@ def _on_aws(request: Request, source: Source, console: Console) -> int:
     if not training:
         run = rented.start()
     assert run
-    _say_how_it_goes_on(console, planned, planned.rental, run, command.private_ip)
+    _say_how_it_goes_on(console, planned, planned.rental, run, command)
     if command.json:
         print(json.dumps(plan.as_json(planned) | {"hosts": _hosts_as_json(run)}, indent=2))
     return 0
@@ -106,7 +106,8 @@ class _Launch:
             return run, False
         # They may be training: whatever happens here, they are left alone.
         ids = ", ".join(host.instance_id for host in run.hosts)
-        stand = f"the hosts of {run.name} stand ({ids}): `python -m launcher kill {run.name}`"
+        kill = self.request.command.follow_up("kill")
+        stand = f"the hosts of {run.name} stand ({ids}): `{kill}`"
         try:
             made = standing.ensure(self.account, self.request.command)
             with Hosts.of(run, made.key_path, self.request.command.private_ip) as hosts:
@@ -126,7 +127,7 @@ class _Launch:
         command, launch = self.request.command, self._launch_id()
         with (
             Progress(self.console) as progress,
-            Undo(self.account, command.name, launch, progress.say) as undo,
+            Undo(self.account, command, launch, progress.say) as undo,
         ):
             undo.started(*(run.hosts for run in self.plan.standing if run.launch == launch))
             progress.begin("account")
@@ -248,7 +249,7 @@ def _to_go_on_with(account: Account, planned: Plan, request: Request) -> Run | N
     """
     if not planned.standing:
         return None
-    name, kill = planned.name, f"`python -m launcher kill {planned.name}`"
+    name, kill = planned.name, f"`{request.command.follow_up('kill')}`"
     run = planned.standing[-1]
     if run.owner != account.caller:
         raise UserError(f"a run {name} of {run.owner} stands already; take another --name")
@@ -269,8 +270,8 @@ def _to_go_on_with(account: Account, planned: Plan, request: Request) -> Run | N
     gone = len(run.hosts) - len(alive)
     if any(host.state in ("stopping", "stopped") for host in run.hosts):
         raise UserError(
-            f"hosts of {name} have stopped: `python -m launcher start {name}` starts them again, "
-            f"{kill} ends them"
+            f"hosts of {name} have stopped: `{request.command.follow_up('start')}` starts them "
+            f"again, {kill} ends them"
         )
     if gone or len(alive) != planned.machines:
         why = "; ".join(sorted({host.reason for host in run.hosts if host.reason}))
@@ -298,18 +299,19 @@ def _agreed(planned: Plan, rental: Rental, request: Request) -> bool:
 
 
 def _say_how_it_goes_on(
-    console: Console, planned: Plan, rental: Rental, run: Run, private: bool
+    console: Console, planned: Plan, rental: Rental, run: Run, command: LaunchCommand
 ) -> None:
     price = rental.price(planned.machines)
     cost = "" if price is None else f", ${price:,.2f} an hour"
     name, rules = run.name, StopRules()
+    private = ("--private-ip",) if command.private_ip else ()
     lines = [
         "",
         f"{name} trains on {len(run.hosts)} hosts{cost}. It goes on without this machine.",
-        f"  watch    python -m launcher logs {name} -f",
-        f"  curves   python -m launcher tensorboard {name}",
-        f"  log in   python -m launcher ssh {name}{' --private-ip' if private else ''}",
-        f"  end      python -m launcher kill {name}",
+        f"  watch    {command.follow_up('logs', '-f')}",
+        f"  curves   {command.follow_up('tensorboard')}",
+        f"  log in   {command.follow_up('ssh', *private)}",
+        f"  end      {command.follow_up('kill')}",
     ]
     if rental.max_hours is None:
         lines.append("With --keep its hosts run, and cost, until then.")

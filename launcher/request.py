@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from launcher.names import check_run_name
+from launcher.names import check_run_name, quoted
 from txl_jax import config
 from txl_jax.config import Command
 from txl_jax.errors import UserError
@@ -64,6 +64,11 @@ class LaunchCommand(Command):
     def spot(self) -> bool:
         """Whether the hosts are spot ones; what is reserved never is."""
         return not (self.nospot or self.reservation or self.capacity_block)
+
+    def follow_up(self, verb: str, *words: str) -> str:
+        """What to type to do something with the run that this launches."""
+        where = ("--region", self.region) if self.region else ()
+        return quoted([*PROG.split(), verb, self.name, *words, *where])
 
 
 @dataclass(frozen=True)

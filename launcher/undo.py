@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from launcher import ec2, runs
 from launcher.aws import Account
+from launcher.request import LaunchCommand
 from launcher.runs import Host
 from txl_jax.errors import UserError
 
@@ -24,12 +25,12 @@ class Undo:
     """
 
     def __init__(
-        self, account: Account, name: str, launch: str, say: Callable[[str], None]
+        self, account: Account, command: LaunchCommand, launch: str, say: Callable[[str], None]
     ) -> None:
-        self._account, self._name, self._launch, self._say = account, name, launch, say
+        self._account, self._name, self._launch, self._say = account, command.name, launch, say
         self._hosts: list[Host] = []
         self._active = True
-        self._kill = f"`python -m launcher kill {name}`"
+        self._kill = f"`{command.follow_up('kill')}`"
 
     def __enter__(self) -> Self:
         return self

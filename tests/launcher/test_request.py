@@ -106,6 +106,12 @@ def test_a_name_with_a_newline_is_one_line():
     assert str(raised.value).isprintable()
 
 
+def test_what_to_type_next_has_the_region_if_it_was_typed():
+    assert parse(["--name=a"]).command.follow_up("kill") == "python -m launcher kill a"
+    command = parse(["--name=a", "--region=eu-west-1"]).command
+    assert command.follow_up("logs", "-f") == "python -m launcher logs a -f --region eu-west-1"
+
+
 def test_hosts_may_have_a_folder_for_the_run():
     request = parse(["--hosts", "a", "--logdir", "/shared/a"])
     assert request.command.experiment.train.logdir == "/shared/a"
