@@ -43,7 +43,7 @@ def kept() -> dict[str, Any]:
 
 
 @pytest.fixture
-def cloud(
+def aws(
     launcher_moto_url: str, kept: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cloud]:
     """An empty account; HOME is a folder of the test."""
@@ -57,14 +57,14 @@ def cloud(
             for backend in regions.values():
                 backend.reset()
     kept.setdefault("session", boto3.Session())
-    cloud = Cloud(launcher_moto_url, kept["session"])
-    with cloud.in_place():
-        yield cloud
+    aws = Cloud(launcher_moto_url, kept["session"])
+    with aws.in_place():
+        yield aws
 
 
 @pytest.fixture
-def account(cloud: Cloud, kept: dict[str, Any]) -> Account:
+def account(aws: Cloud, kept: dict[str, Any]) -> Account:
     """Of the credentials; its clients are those of other tests too."""
     if "account" not in kept:
-        kept["account"] = cloud.account()
+        kept["account"] = aws.account()
     return kept["account"]

@@ -8,7 +8,6 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError, ParamValidationError
 
-from launcher import aws
 from launcher.aws import Account, explained
 from tests.launcher.cloud import ACCOUNT, Cloud
 from txl_jax.errors import UserError
@@ -28,44 +27,44 @@ def answer(code: str, message: str = "as it is", operation: str = "RunInstances"
     return ClientError({"Error": {"Code": code, "Message": message}}, operation)
 
 
-def test_the_account_is_the_one_of_the_credentials(cloud):
-    account = cloud.account()
+def test_the_account_is_the_one_of_the_credentials(aws):
+    account = aws.account()
     assert (account.id, account.region) == (ACCOUNT, "us-east-1")
     assert account.caller.startswith(f"arn:aws:sts::{ACCOUNT}:")
     assert account.user == "moto"
     assert account.partition == "aws"
 
 
-def test_a_region_that_is_named_goes_before_the_configured_one(cloud):
-    assert cloud.account("eu-west-1").region == "eu-west-1"
-    assert cloud.account("eu-west-1").client("ec2").meta.region_name == "eu-west-1"
+def test_a_region_that_is_named_goes_before_the_configured_one(aws):
+    assert aws.account("eu-west-1").region == "eu-west-1"
+    assert aws.account("eu-west-1").client("ec2").meta.region_name == "eu-west-1"
 
 
-def test_an_unknown_region_is_refused_with_the_nearest(cloud):
+def test_an_unknown_region_is_refused_with_the_nearest(aws):
     with pytest.raises(UserError, match=r"'us-eas-1' \(did you mean us-east-1\?\)"):
-        cloud.account("us-eas-1")
+        aws.account("us-eas-1")
 
 
-def test_without_a_region_it_says_what_to_do(cloud, monkeypatch):
+def test_without_a_region_it_says_what_to_do(aws, monkeypatch):
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(UserError, match=r"--region.*aws configure"):
-        cloud.account()
+        aws.account()
 
 
-def test_without_credentials_it_says_what_to_do(cloud, monkeypatch):
+def test_without_credentials_it_says_what_to_do(aws, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(UserError, match=r"no AWS credentials.*aws configure"):
-        cloud.account()
+        aws.account()
 
 
-def test_an_unknown_profile_is_named(cloud, monkeypatch):
+def test_an_unknown_profile_is_named(aws, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "elsewhere")
     with pytest.raises(UserError, match=r"elsewhere.*AWS_PROFILE"):
-        cloud.account()
+        aws.account()
 
 
-def test_an_expired_sign_on_says_what_to_do(cloud, monkeypatch, tmp_path):
+def test_an_expired_sign_on_says_what_to_do(aws, monkeypatch, tmp_path):
     config = tmp_path / "config"
     config.write_text(
         "[profile work]\nsso_start_url = https://127.0.0.1/start\nsso_region = us-east-1\n"
@@ -76,14 +75,14 @@ def test_an_expired_sign_on_says_what_to_do(cloud, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(UserError, match=r"sign-on to AWS has ended.*aws sso login"):
-        cloud.account()
+        aws.account()
 
 
-def test_an_unreachable_aws_says_so(cloud, monkeypatch):
-    monkeypatch.setattr(aws, "_ATTEMPTS", 1)
+def test_an_unreachable_aws_says_so(aws, monkeypatch):
+    monkeypatch.setattr("launcher.aws._ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"cannot be reached.*127\.0\.0\.1:9.*network"):
-        cloud.account()
+        aws.account()
 
 
 def test_a_client_is_made_once_however_many_threads_ask(account):
@@ -99,8 +98,8 @@ def test_a_client_is_made_once_however_many_threads_ask(account):
     assert len({id(client) for client in clients}) == 1
 
 
-def test_a_client_tries_as_often_as_it_is_told(cloud, account):
-    cloud.refuse("DescribeRegions", "RequestLimitExceeded", status=503, times=2)
+def test_a_client_tries_as_often_as_it_is_told(aws, account):
+    aws.refuse("DescribeRegions", "RequestLimitExceeded", status=503, times=2)
     with pytest.raises(UserError, match="slow down"), explained():
         account.client("ec2", attempts=1).describe_regions()
     assert account.client("ec2").describe_regions()["Regions"]
@@ -137,7 +136,7 @@ def test_a_client_tries_as_often_as_it_is_told(cloud, account):
     ],
 )
 def test_a_caller_has_a_name_that_stays_and_that_files_can_have(
-    arn, caller, user, monkeypatch, cloud
+    arn, caller, user, monkeypatch, aws
 ):
     def as_somebody(session: boto3.Session, *words: Any, **more: Any) -> Any:
         client: Any = own(session, *words, **more)
@@ -204,6 +203,6 @@ def test_user_errors_pass_as_they_are():
         raise UserError("as it was")
 
 
-def test_tests_cannot_reach_aws(cloud: Cloud, account):
+def test_tests_cannot_reach_aws(aws: Cloud, account):
     for service in ("ec2", "iam", "pricing", "s3", "ssm", "sts"):
-        assert account.client(service).meta.endpoint_url == cloud.url
+        assert account.client(service).meta.endpoint_url == aws.url

@@ -99,7 +99,7 @@ def test_an_unknown_type_is_refused_with_the_nearest(account):
         hardware.describe(account, "p3dn.24xlarg")
 
 
-def test_a_type_that_no_zone_of_the_region_offers_is_refused(cloud, account, monkeypatch):
+def test_a_type_that_no_zone_of_the_region_offers_is_refused(aws, account, monkeypatch):
     own = EC2Response.describe_instance_type_offerings
 
     def without_zones(response: EC2Response) -> Any:
@@ -112,37 +112,37 @@ def test_a_type_that_no_zone_of_the_region_offers_is_refused(cloud, account, mon
         hardware.describe(account, "p3dn.24xlarge")
 
 
-def test_volta_gets_plain_ubuntu_and_needs_a_driver(cloud, account):
-    image_id = cloud.image()
-    cloud.public_parameter(UBUNTU, image_id)
+def test_volta_gets_plain_ubuntu_and_needs_a_driver(aws, account):
+    image_id = aws.image()
+    aws.public_parameter(UBUNTU, image_id)
     image = hardware.image(account, P3DN)
     assert image == hardware.Image(
         image_id, "ubuntu/images/hvm-ssd-gp3/noble", "ubuntu", "/dev/sda1", True, 15
     )
 
 
-def test_later_gpus_get_the_image_that_has_a_driver(cloud, account):
-    image_id = cloud.image(DEEP_LEARNING)
-    cloud.public_parameter(WITH_DRIVER, image_id)
+def test_later_gpus_get_the_image_that_has_a_driver(aws, account):
+    image_id = aws.image(DEEP_LEARNING)
+    aws.public_parameter(WITH_DRIVER, image_id)
     image = hardware.image(account, P4D)
     assert (image.id, image.user, image.needs_driver) == (image_id, "ubuntu", False)
 
 
-def test_a_type_without_gpus_gets_plain_ubuntu_and_needs_no_driver(cloud, account):
-    cloud.public_parameter(UBUNTU, cloud.image())
+def test_a_type_without_gpus_gets_plain_ubuntu_and_needs_no_driver(aws, account):
+    aws.public_parameter(UBUNTU, aws.image())
     assert not hardware.image(account, CPU).needs_driver
 
 
-def test_arm_gets_the_image_for_arm(cloud, account):
-    image_id = cloud.image(architecture="arm64")
-    cloud.public_parameter(UBUNTU_ARM, image_id)
+def test_arm_gets_the_image_for_arm(aws, account):
+    image_id = aws.image(architecture="arm64")
+    aws.public_parameter(UBUNTU_ARM, image_id)
     kind = dataclasses.replace(CPU, architecture="arm64")
     assert hardware.image(account, kind).id == image_id
 
 
-def test_an_image_can_be_wanted_by_id_or_by_parameter(cloud, account):
-    image_id = cloud.image("my own, with everything in it")
-    cloud.client("ssm").put_parameter(Name="/my/image", Value=image_id, Type="String")
+def test_an_image_can_be_wanted_by_id_or_by_parameter(aws, account):
+    image_id = aws.image("my own, with everything in it")
+    aws.client("ssm").put_parameter(Name="/my/image", Value=image_id, Type="String")
     image = hardware.image(account, P3DN, image_id)
     assert image == hardware.image(account, P3DN, "/my/image")
     assert not image.needs_driver
@@ -158,8 +158,8 @@ def test_an_image_can_be_wanted_by_id_or_by_parameter(cloud, account):
         ("mine", "ubuntu"),
     ],
 )
-def test_the_login_name_follows_the_makers_of_the_image(cloud, account, name, user):
-    assert hardware.image(account, CPU, cloud.image(name)).user == user
+def test_the_login_name_follows_the_makers_of_the_image(aws, account, name, user):
+    assert hardware.image(account, CPU, aws.image(name)).user == user
 
 
 @pytest.mark.parametrize(
@@ -176,12 +176,12 @@ def test_an_image_that_is_not_there_is_refused(account, wanted, complaint):
     assert str(error.value).isprintable()
 
 
-def test_an_image_that_does_not_fit_is_refused(cloud, account):
-    arm = cloud.image(architecture="arm64")
+def test_an_image_that_does_not_fit_is_refused(aws, account):
+    arm = aws.image(architecture="arm64")
     with pytest.raises(UserError, match=r"is arm64, and c5\.large is x86_64; name another"):
         hardware.image(account, CPU, arm)
     with pytest.raises(UserError, match=r"open driver, which p3dn\.24xlarge's V100 cannot use"):
-        hardware.image(account, P3DN, cloud.image(DEEP_LEARNING))
+        hardware.image(account, P3DN, aws.image(DEEP_LEARNING))
 
 
 def spot(monkeypatch: pytest.MonkeyPatch, *told: tuple[str, str, int]) -> None:
@@ -202,7 +202,7 @@ def spot(monkeypatch: pytest.MonkeyPatch, *told: tuple[str, str, int]) -> None:
     )
 
 
-def test_spot_prices_are_the_newest_of_the_zones_that_offer_the_type(cloud, account, monkeypatch):
+def test_spot_prices_are_the_newest_of_the_zones_that_offer_the_type(aws, account, monkeypatch):
     spot(
         monkeypatch,
         ("us-east-1b", "9.5", 2),
@@ -212,7 +212,7 @@ def test_spot_prices_are_the_newest_of_the_zones_that_offer_the_type(cloud, acco
         ("us-east-1f", "1.0", 3),
     )
     assert hardware.prices(account, P3DN).spot == {"us-east-1a": 7.25, "us-east-1b": 9.5}
-    (asked,) = cloud.asked("DescribeSpotPriceHistory")
+    (asked,) = aws.asked("DescribeSpotPriceHistory")
     assert asked["ProductDescriptions"] == ["Linux/UNIX"]
 
 
@@ -227,9 +227,9 @@ def pricing(account: Account, answer: Any, asked: list[Any]) -> None:
 
 
 @pytest.fixture
-def prices_account(cloud: Cloud) -> Account:
+def prices_account(aws: Cloud) -> Account:
     """Whose clients no other test has."""
-    return cloud.account()
+    return aws.account()
 
 
 def product(price: str) -> str:
@@ -268,14 +268,14 @@ class _Response:
     status_code: int
 
 
-def test_a_reservation_tells_its_zone(cloud, account):
+def test_a_reservation_tells_its_zone(aws, account):
     told = {"State": "active", "InstanceType": "p3dn.24xlarge", "AvailabilityZone": "us-east-1c"}
-    cloud.reservations["cr-1"] = told
+    aws.reservations["cr-1"] = told
     assert hardware.reserved_zone(account, "cr-1", P3DN) == "us-east-1c"
     with pytest.raises(UserError, match=r"cr-1 is of p3dn\.24xlarge, not p4d\.24xlarge"):
         hardware.reserved_zone(account, "cr-1", P4D)
     with pytest.raises(UserError, match="no capacity reservation 'cr-2' in us-east-1"):
         hardware.reserved_zone(account, "cr-2", P3DN)
-    cloud.reservations["cr-1"]["State"] = "expired"
+    aws.reservations["cr-1"]["State"] = "expired"
     with pytest.raises(UserError, match="cr-1 is expired, not active"):
         hardware.reserved_zone(account, "cr-1", P3DN)

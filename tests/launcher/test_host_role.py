@@ -18,8 +18,8 @@ NAME = f"txl-host-us-east-1-{BUCKET}"
 
 
 @pytest.fixture
-def iam(cloud: Cloud) -> Any:
-    return cloud.client("iam")
+def iam(aws: Cloud) -> Any:
+    return aws.client("iam")
 
 
 def statements(iam: Any) -> list[dict[str, Any]]:
@@ -138,10 +138,10 @@ def test_a_role_of_that_name_that_is_somebody_elses_is_left_alone(account, iam):
     assert iam.list_role_policies(RoleName=NAME)["PolicyNames"] == []
 
 
-def test_roles_that_no_instance_has_are_unused_and_can_be_removed(account, cloud, iam):
+def test_roles_that_no_instance_has_are_unused_and_can_be_removed(account, aws, iam):
     assert host_role.unused(account, set()) == []
     host_role.ensure(account, BUCKET)
-    host_role.ensure(cloud.account("eu-west-1"), "elsewhere")
+    host_role.ensure(aws.account("eu-west-1"), "elsewhere")
     iam.create_role(RoleName="theirs", AssumeRolePolicyDocument="{}")
     assert host_role.unused(account, {NAME}) == []
     assert host_role.unused(account, set()) == [Thing("role", NAME)]

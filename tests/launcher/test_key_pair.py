@@ -21,13 +21,13 @@ PARAMETER = f"/txl/keys/{NAME}"
 
 
 @pytest.fixture
-def ec2(cloud: Cloud) -> Any:
-    return cloud.client("ec2")
+def ec2(aws: Cloud) -> Any:
+    return aws.client("ec2")
 
 
 @pytest.fixture
-def ssm(cloud: Cloud) -> Any:
-    return cloud.client("ssm")
+def ssm(aws: Cloud) -> Any:
+    return aws.client("ssm")
 
 
 def registered(ec2: Any) -> str:
@@ -92,7 +92,7 @@ def test_launches_at_once_get_the_same_key(account, ec2):
 
 
 def test_of_two_keys_made_at_once_the_first_that_is_stored_is_everybodys(
-    account, cloud, monkeypatch, tmp_path
+    account, aws, monkeypatch, tmp_path
 ):
     """Between looking for a key and storing one, another machine does all of it."""
     other = tmp_path / "other"
@@ -109,7 +109,7 @@ def test_of_two_keys_made_at_once_the_first_that_is_stored_is_everybodys(
     path = key_pair.ensure(account)
     theirs = other / ".ssh" / "txl" / path.name
     assert path.read_text() == theirs.read_text()
-    assert registered(cloud.client("ec2")) == public_half(path)
+    assert registered(aws.client("ec2")) == public_half(path)
 
 
 def test_a_key_whose_stored_half_was_lost_is_stored_again_from_this_machine(account, ssm, ec2):
@@ -158,7 +158,7 @@ def test_a_home_that_cannot_be_written_is_named(account, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../x", "txl-../x", "theirs", "txl-a b", "txl-x\n", ""])
-def test_keys_that_are_not_the_launchers_are_not_asked_for(name, account, cloud):
+def test_keys_that_are_not_the_launchers_are_not_asked_for(name, account, aws):
     with pytest.raises(UserError, match="is not a key pair of this launcher") as error:
         key_pair.fetch(account, name)
     assert str(error.value).isprintable()

@@ -20,13 +20,13 @@ WORDS = [f"bucket {OWN}: private, encrypted, over TLS only"]
 
 
 @pytest.fixture
-def s3(cloud: Cloud) -> Any:
-    return cloud.client("s3")
+def s3(aws: Cloud) -> Any:
+    return aws.client("s3")
 
 
-def test_the_bucket_is_the_accounts_own_in_the_region_or_the_one_that_is_named(account, cloud):
+def test_the_bucket_is_the_accounts_own_in_the_region_or_the_one_that_is_named(account, aws):
     assert log_bucket.bucket_name(account, "") == OWN
-    assert log_bucket.bucket_name(cloud.account("eu-west-1"), "") == f"txl-{ACCOUNT}-eu-west-1"
+    assert log_bucket.bucket_name(aws.account("eu-west-1"), "") == f"txl-{ACCOUNT}-eu-west-1"
     assert log_bucket.bucket_name(account, "mine") == "mine"
 
 
@@ -61,14 +61,14 @@ def test_a_new_bucket_is_private_encrypted_and_over_tls_only(account, s3):
     assert abandoned["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] == 7
 
 
-def test_a_bucket_lies_in_the_region_of_the_hosts(cloud):
-    account = cloud.account("eu-west-1")
+def test_a_bucket_lies_in_the_region_of_the_hosts(aws):
+    account = aws.account("eu-west-1")
     bucket = log_bucket.bucket_name(account, "")
     log_bucket.ensure(account, bucket)
-    where = cloud.client("s3").get_bucket_location(Bucket=bucket)["LocationConstraint"]
+    where = aws.client("s3").get_bucket_location(Bucket=bucket)["LocationConstraint"]
     assert where == "eu-west-1"
     with pytest.raises(UserError, match=f"{bucket} is in eu-west-1 .* would be in us-east-1"):
-        log_bucket.missing(cloud.account("us-east-1"), bucket)
+        log_bucket.missing(aws.account("us-east-1"), bucket)
 
 
 def test_a_second_launch_changes_nothing(account, s3):
@@ -148,20 +148,20 @@ def test_a_named_bucket_that_is_missing_is_made_and_closed(account, s3):
     assert s3.get_bucket_tagging(Bucket="mine")["TagSet"] == TAGS
 
 
-def test_a_bucket_of_somebody_else_is_refused(cloud, account):
+def test_a_bucket_of_somebody_else_is_refused(aws, account):
     """moto answers for all accounts alike, so the refusal of S3 stands in the client."""
-    cloud.client("s3", OTHER_ACCOUNT).create_bucket(Bucket=OWN)
+    aws.client("s3", OTHER_ACCOUNT).create_bucket(Bucket=OWN)
     forbidden(account)
     for act in (log_bucket.missing, log_bucket.ensure):
         with pytest.raises(UserError, match=f"{OWN} belongs to another account.*--bucket"):
             act(account, OWN)
     allowed(account)
-    assert cloud.client("s3", OTHER_ACCOUNT).list_buckets()["Buckets"][0]["Name"] == OWN
+    assert aws.client("s3", OTHER_ACCOUNT).list_buckets()["Buckets"][0]["Name"] == OWN
 
 
-def test_a_bucket_that_somebody_else_makes_meanwhile_is_refused(cloud, account):
+def test_a_bucket_that_somebody_else_makes_meanwhile_is_refused(aws, account):
     def make(**_: object) -> None:
-        cloud.client("s3", OTHER_ACCOUNT).create_bucket(Bucket="coveted")
+        aws.client("s3", OTHER_ACCOUNT).create_bucket(Bucket="coveted")
 
     events = account.client("s3").meta.events
     events.register("before-call.s3.CreateBucket", make, unique_id="make")

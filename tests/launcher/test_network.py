@@ -10,17 +10,17 @@ from txl_jax.errors import UserError
 pytest_plugins = ["tests.launcher.fixtures"]
 
 
-def remove_default_vpc(cloud: Cloud) -> None:
-    ec2 = cloud.client("ec2")
-    for subnet in cloud.subnets().values():
+def remove_default_vpc(aws: Cloud) -> None:
+    ec2 = aws.client("ec2")
+    for subnet in aws.subnets().values():
         ec2.delete_subnet(SubnetId=subnet)
     (vpc,) = ec2.describe_vpcs()["Vpcs"]
     ec2.delete_vpc(VpcId=vpc["VpcId"])
 
 
-def test_hosts_stand_in_the_default_vpc_with_a_subnet_in_each_zone(cloud, account):
-    of_zones = cloud.subnets()
-    ec2 = cloud.client("ec2")
+def test_hosts_stand_in_the_default_vpc_with_a_subnet_in_each_zone(aws, account):
+    of_zones = aws.subnets()
+    ec2 = aws.client("ec2")
     (vpc,) = ec2.describe_vpcs()["Vpcs"]
     ec2.create_subnet(
         VpcId=vpc["VpcId"], CidrBlock="172.31.240.0/24", AvailabilityZone="us-east-1a"
@@ -33,8 +33,8 @@ def test_hosts_stand_in_the_default_vpc_with_a_subnet_in_each_zone(cloud, accoun
     assert network.find(account, "") == found
 
 
-def test_a_subnet_that_is_named_is_the_only_one(cloud, account):
-    subnet = cloud.subnets()["us-east-1b"]
+def test_a_subnet_that_is_named_is_the_only_one(aws, account):
+    subnet = aws.subnets()["us-east-1b"]
     assert network.ensure(account, subnet).subnets == {"us-east-1b": subnet}
     assert network.missing(account, subnet) == []
 
@@ -46,32 +46,32 @@ def test_a_subnet_that_is_not_there_is_refused(subnet, account):
     assert str(error.value).isprintable()
 
 
-def test_an_account_without_a_default_vpc_gets_one(cloud, account):
-    remove_default_vpc(cloud)
+def test_an_account_without_a_default_vpc_gets_one(aws, account):
+    remove_default_vpc(aws)
     assert network.find(account, "") is None
     assert network.missing(account, "") == ["default VPC of us-east-1, with a subnet in each zone"]
-    assert not cloud.asked("CreateDefaultVpc")
+    assert not aws.asked("CreateDefaultVpc")
     found = network.ensure(account, "")
     assert found.subnets
     assert network.missing(account, "") == []
 
 
-def test_a_default_vpc_that_another_launch_makes_meanwhile_is_used(cloud, account, monkeypatch):
-    remove_default_vpc(cloud)
+def test_a_default_vpc_that_another_launch_makes_meanwhile_is_used(aws, account, monkeypatch):
+    remove_default_vpc(aws)
 
     def made_meanwhile(parameters: dict) -> bool:
         with monkeypatch.context() as past:
-            past.setattr(cloud, "refusals", [])
-            cloud.client("ec2").create_default_vpc()
+            past.setattr(aws, "refusals", [])
+            aws.client("ec2").create_default_vpc()
         return True
 
-    cloud.refuse("CreateDefaultVpc", "DefaultVpcAlreadyExists", when=made_meanwhile)
+    aws.refuse("CreateDefaultVpc", "DefaultVpcAlreadyExists", when=made_meanwhile)
     assert network.ensure(account, "").subnets
 
 
-def test_a_default_vpc_without_subnets_is_refused(cloud, account):
-    for subnet in cloud.subnets().values():
-        cloud.client("ec2").delete_subnet(SubnetId=subnet)
+def test_a_default_vpc_without_subnets_is_refused(aws, account):
+    for subnet in aws.subnets().values():
+        aws.client("ec2").delete_subnet(SubnetId=subnet)
     with pytest.raises(UserError, match="has no subnets: name a --subnet"):
         network.ensure(account, "")
 

@@ -37,10 +37,10 @@ def tags(account: Account, **changed: str) -> dict[str, str]:
     return {getattr(names, name): value for name, value in written.items()}
 
 
-def launch(cloud: Cloud, written: dict[str, str], count: int = 1) -> list[Instance]:
+def launch(aws: Cloud, written: dict[str, str], count: int = 1) -> list[Instance]:
     """Starts instances with these tags, as another program could."""
-    before = {instance.id for instance in cloud.instances()}
-    cloud.client("ec2").run_instances(
+    before = {instance.id for instance in aws.instances()}
+    aws.client("ec2").run_instances(
         ImageId="ami-1",
         MinCount=count,
         MaxCount=count,
@@ -49,7 +49,7 @@ def launch(cloud: Cloud, written: dict[str, str], count: int = 1) -> list[Instan
         NetworkInterfaces=[
             {
                 "DeviceIndex": 0,
-                "SubnetId": cloud.subnets()["us-east-1c"],
+                "SubnetId": aws.subnets()["us-east-1c"],
                 "AssociatePublicIpAddress": True,
             }
         ],
@@ -60,7 +60,7 @@ def launch(cloud: Cloud, written: dict[str, str], count: int = 1) -> list[Instan
             }
         ],
     )
-    return [instance for instance in cloud.instances() if instance.id not in before]
+    return [instance for instance in aws.instances() if instance.id not in before]
 
 
 def only(account: Account, **words: Any) -> Run:
@@ -68,8 +68,8 @@ def only(account: Account, **words: Any) -> Run:
     return run
 
 
-def test_a_run_is_what_its_tags_say(cloud, account):
-    instances = launch(cloud, tags(account), count=3)
+def test_a_run_is_what_its_tags_say(aws, account):
+    instances = launch(aws, tags(account), count=3)
     for index, instance in zip((2, 0, 1), instances, strict=True):
         instance.add_tags({names.TAG_HOST: str(index)})
     run = only(account)
@@ -88,37 +88,37 @@ def test_a_run_is_what_its_tags_say(cloud, account):
     assert (host.host_key, host.user, host.key_name) == (HOST_KEY, "ubuntu", "txl-moto")
 
 
-def test_hosts_without_a_number_have_that_of_their_request(cloud, account):
-    instances = launch(cloud, tags(account), count=3)
+def test_hosts_without_a_number_have_that_of_their_request(aws, account):
+    instances = launch(aws, tags(account), count=3)
     assert [host.instance_id for host in only(account).hosts] == [i.id for i in instances]
     assert [host.index for host in only(account).hosts] == [0, 1, 2]
 
 
-def test_two_launches_of_one_name_are_two_runs_the_older_first(cloud, account):
+def test_two_launches_of_one_name_are_two_runs_the_older_first(aws, account):
     later = {"TAG_LAUNCH": "later", "TAG_STARTED": "2026-01-02T11:00:00+00:00"}
-    launch(cloud, tags(account, **later))
-    launch(cloud, tags(account))
+    launch(aws, tags(account, **later))
+    launch(aws, tags(account))
     assert [run.launch for run in runs.find(account)] == ["launch-1", "later"]
 
 
-def test_only_the_runs_of_that_name_are_found(cloud, account):
-    launch(cloud, tags(account))
-    launch(cloud, tags(account, TAG_RUN="trial-2"))
+def test_only_the_runs_of_that_name_are_found(aws, account):
+    launch(aws, tags(account))
+    launch(aws, tags(account, TAG_RUN="trial-2"))
     assert [run.name for run in runs.find(account, "trial")] == ["trial"]
     assert len(runs.find(account)) == 2
     with pytest.raises(UserError, match="cannot be the name of a run"):
         runs.find(account, "tri*")
 
 
-def test_other_users_runs_are_found_only_if_all_are_wanted(cloud, account):
-    launch(cloud, tags(account, TAG_OWNER="arn:aws:iam::1:user/bob"))
+def test_other_users_runs_are_found_only_if_all_are_wanted(aws, account):
+    launch(aws, tags(account, TAG_OWNER="arn:aws:iam::1:user/bob"))
     assert runs.find(account) == []
     assert only(account, all_users=True).owner == "arn:aws:iam::1:user/bob"
 
 
-def test_what_is_gone_is_found_only_if_it_is_wanted(cloud, account):
-    instances = launch(cloud, tags(account), count=2)
-    cloud.client("ec2").terminate_instances(InstanceIds=[instances[0].id])
+def test_what_is_gone_is_found_only_if_it_is_wanted(aws, account):
+    instances = launch(aws, tags(account), count=2)
+    aws.client("ec2").terminate_instances(InstanceIds=[instances[0].id])
     assert [host.index for host in only(account).hosts] == [1]
     hosts = only(account, gone=True).hosts
     assert [host.state for host in hosts] == ["terminated", "running"]
@@ -126,21 +126,21 @@ def test_what_is_gone_is_found_only_if_it_is_wanted(cloud, account):
     assert "User initiated" in hosts[0].reason
 
 
-def test_instances_of_others_are_no_runs(cloud, account):
-    launch(cloud, {"Name": "theirs"})
-    launch(cloud, tags(account, TAG_MADE_BY="somebody"))
+def test_instances_of_others_are_no_runs(aws, account):
+    launch(aws, {"Name": "theirs"})
+    launch(aws, tags(account, TAG_MADE_BY="somebody"))
     assert runs.find(account, all_users=True, gone=True) == []
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a b", "$(id)", "", "A", "x" * 41, "a\n"])
-def test_an_instance_with_the_name_of_no_run_is_left_out(name, cloud, account):
-    launch(cloud, tags(account, TAG_RUN=name))
+def test_an_instance_with_the_name_of_no_run_is_left_out(name, aws, account):
+    launch(aws, tags(account, TAG_RUN=name))
     assert runs.find(account, all_users=True) == []
 
 
-def test_tags_that_the_launcher_would_not_write_are_not_believed(cloud, account):
+def test_tags_that_the_launcher_would_not_write_are_not_believed(aws, account):
     launch(
-        cloud,
+        aws,
         tags(
             account,
             TAG_CONFIG="x\u009b2J\n\u202e",
@@ -163,22 +163,22 @@ def test_tags_that_the_launcher_would_not_write_are_not_believed(cloud, account)
 @pytest.mark.parametrize(
     "logdir", ["s3://b/x", "/etc", "s3://bucket", "s3://bucket/a b", "s3://bu/"]
 )
-def test_only_folders_of_buckets_are_logdirs(logdir, cloud, account):
-    launch(cloud, tags(account, TAG_LOGDIR=logdir))
+def test_only_folders_of_buckets_are_logdirs(logdir, aws, account):
+    launch(aws, tags(account, TAG_LOGDIR=logdir))
     assert only(account).logdir == ""
 
 
-def test_the_cost_is_that_of_the_hours_of_every_host(cloud, account):
-    for instance in launch(cloud, tags(account), count=2):
+def test_the_cost_is_that_of_the_hours_of_every_host(aws, account):
+    for instance in launch(aws, tags(account), count=2):
         instance.launch_time = NOW - timedelta(hours=2)
     assert only(account).cost_so_far(NOW) == pytest.approx(2 * 2 * 9.5)
 
 
-def test_hosts_cost_until_they_end(cloud, account):
-    stopped, told, silent = launch(cloud, tags(account), count=3)
+def test_hosts_cost_until_they_end(aws, account):
+    stopped, told, silent = launch(aws, tags(account), count=3)
     for instance in (stopped, told, silent):
         instance.launch_time = NOW - timedelta(hours=10)
-    cloud.client("ec2").stop_instances(InstanceIds=[stopped.id, told.id, silent.id])
+    aws.client("ec2").stop_instances(InstanceIds=[stopped.id, told.id, silent.id])
     for instance in (stopped, told):
         instance._reason = "User initiated (2026-01-02 04:00:00 GMT)"
     silent._reason = ""  # as for a host that has shut itself down
@@ -189,20 +189,20 @@ def test_hosts_cost_until_they_end(cloud, account):
     assert run.cost_so_far(NOW, last_seen=seen) == pytest.approx((2 + 2 + 3) * 9.5)
 
 
-def test_a_price_that_is_not_known_costs_nothing(cloud, account):
-    launch(cloud, tags(account, TAG_PRICE="a lot"))
+def test_a_price_that_is_not_known_costs_nothing(aws, account):
+    launch(aws, tags(account, TAG_PRICE="a lot"))
     assert only(account).cost_so_far(NOW + timedelta(days=1000)) == 0.0
 
 
-def test_ssh_finds_a_host_by_the_address_that_is_wanted(cloud, account):
-    (instance,) = launch(cloud, tags(account))
+def test_ssh_finds_a_host_by_the_address_that_is_wanted(aws, account):
+    (instance,) = launch(aws, tags(account))
     run = only(account)
     assert run.address(run.hosts[0], private=True) == instance.private_ip
     assert run.address(run.hosts[0], private=False) == instance.public_ip
 
 
-def test_a_host_without_a_public_address_says_what_to_do(cloud, account):
-    (instance,) = launch(cloud, tags(account))
+def test_a_host_without_a_public_address_says_what_to_do(aws, account):
+    (instance,) = launch(aws, tags(account))
     instance.nics[0].public_ip = None
     run = only(account)
     with pytest.raises(UserError, match=r"host 0 of trial is running .* try --private-ip"):

@@ -26,15 +26,15 @@ def place(account) -> Network:
     return network.ensure(account, "")
 
 
-def group(cloud: Cloud, group_id: str) -> dict[str, Any]:
-    return cloud.client("ec2").describe_security_groups(GroupIds=[group_id])["SecurityGroups"][0]
+def group(aws: Cloud, group_id: str) -> dict[str, Any]:
+    return aws.client("ec2").describe_security_groups(GroupIds=[group_id])["SecurityGroups"][0]
 
 
-def open_to(cloud: Cloud, group_id: str) -> set[tuple[Any, ...]]:
+def open_to(aws: Cloud, group_id: str) -> set[tuple[Any, ...]]:
     """Protocol, ports and source of every way in."""
     return {
         (way["IpProtocol"], way.get("FromPort"), way.get("ToPort"), *source.values())
-        for way in group(cloud, group_id)["IpPermissions"]
+        for way in group(aws, group_id)["IpPermissions"]
         for source in (
             [{"from": range_["CidrIp"]} for range_ in way["IpRanges"]]
             + [{"from": range_["CidrIpv6"]} for range_ in way["Ipv6Ranges"]]
@@ -43,76 +43,76 @@ def open_to(cloud: Cloud, group_id: str) -> set[tuple[Any, ...]]:
     }
 
 
-def run_in(cloud: Cloud, group_id: str) -> str:
-    answer = cloud.client("ec2").run_instances(
+def run_in(aws: Cloud, group_id: str) -> str:
+    answer = aws.client("ec2").run_instances(
         ImageId="ami-1", MinCount=1, MaxCount=1, SecurityGroupIds=[group_id], ClientToken=group_id
     )
     return answer["Instances"][0]["InstanceId"]
 
 
-def test_ssh_from_where_it_is_allowed_and_all_among_the_hosts_is_open(cloud, account, place):
+def test_ssh_from_where_it_is_allowed_and_all_among_the_hosts_is_open(aws, account, place):
     assert security_group.missing(account, place) == [
         "security group txl-moto: SSH from this machine, all within the group"
     ]
     group_id = security_group.ensure(account, place, [HOME, SIX])
-    assert open_to(cloud, group_id) == {
+    assert open_to(aws, group_id) == {
         ("tcp", 22, 22, "203.0.113.7/32"),
         ("tcp", 22, 22, "2001:db8::/48"),
         ("-1", None, None, group_id),
     }
-    found = group(cloud, group_id)
+    found = group(aws, group_id)
     assert (found["GroupName"], found["VpcId"], found["Tags"]) == ("txl-moto", place.vpc, TAGS)
     assert security_group.missing(account, place) == []
 
 
-def test_hosts_may_send_all_to_each_other_as_efa_asks(cloud, account, place):
+def test_hosts_may_send_all_to_each_other_as_efa_asks(aws, account, place):
     group_id = security_group.ensure(account, place, [HOME])
     out = [
         pair["GroupId"]
-        for way in group(cloud, group_id)["IpPermissionsEgress"]
+        for way in group(aws, group_id)["IpPermissionsEgress"]
         if way["IpProtocol"] == "-1"
         for pair in way["UserIdGroupPairs"]
     ]
     assert out == [group_id]
 
 
-def test_a_second_launch_changes_nothing(cloud, account, place):
+def test_a_second_launch_changes_nothing(aws, account, place):
     first = security_group.ensure(account, place, [HOME])
-    cloud.calls.clear()
+    aws.calls.clear()
     assert security_group.ensure(account, place, [HOME]) == first
-    assert {name for name, _ in cloud.calls} == {"DescribeSecurityGroups"}
+    assert {name for name, _ in aws.calls} == {"DescribeSecurityGroups"}
 
 
-def test_from_another_place_the_old_one_is_closed(cloud, account, place):
+def test_from_another_place_the_old_one_is_closed(aws, account, place):
     group_id = security_group.ensure(account, place, [HOME])
     security_group.ensure(account, place, [OFFICE])
-    assert open_to(cloud, group_id) == {
+    assert open_to(aws, group_id) == {
         ("tcp", 22, 22, "198.51.100.0/24"),
         ("-1", None, None, group_id),
     }
 
 
-def test_while_hosts_run_the_old_place_is_not_cut_off(cloud, account, place):
+def test_while_hosts_run_the_old_place_is_not_cut_off(aws, account, place):
     group_id = security_group.ensure(account, place, [HOME])
-    instance = run_in(cloud, group_id)
+    instance = run_in(aws, group_id)
     security_group.ensure(account, place, [OFFICE])
     both = {
         ("tcp", 22, 22, "203.0.113.7/32"),
         ("tcp", 22, 22, "198.51.100.0/24"),
         ("-1", None, None, group_id),
     }
-    assert open_to(cloud, group_id) == both
-    cloud.client("ec2").terminate_instances(InstanceIds=[instance])
+    assert open_to(aws, group_id) == both
+    aws.client("ec2").terminate_instances(InstanceIds=[instance])
     security_group.ensure(account, place, [OFFICE])
-    assert open_to(cloud, group_id) == both - {("tcp", 22, 22, "203.0.113.7/32")}
+    assert open_to(aws, group_id) == both - {("tcp", 22, 22, "203.0.113.7/32")}
 
 
-def test_what_somebody_has_opened_to_the_world_is_closed(cloud, account, place):
+def test_what_somebody_has_opened_to_the_world_is_closed(aws, account, place):
     group_id = security_group.ensure(account, place, [HOME])
-    cloud.client("ec2").authorize_security_group_ingress(
+    aws.client("ec2").authorize_security_group_ingress(
         GroupId=group_id, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="0.0.0.0/0"
     )
-    cloud.client("ec2").authorize_security_group_ingress(
+    aws.client("ec2").authorize_security_group_ingress(
         GroupId=group_id,
         IpPermissions=[
             {
@@ -124,46 +124,46 @@ def test_what_somebody_has_opened_to_the_world_is_closed(cloud, account, place):
         ],
     )
     security_group.ensure(account, place, [HOME])
-    assert open_to(cloud, group_id) == {
+    assert open_to(aws, group_id) == {
         ("tcp", 22, 22, "203.0.113.7/32"),
         ("-1", None, None, group_id),
     }
 
 
-def test_launches_at_once_make_one_group(cloud, account, place):
+def test_launches_at_once_make_one_group(aws, account, place):
     with ThreadPoolExecutor(8) as threads:
         made = set(threads.map(lambda _: security_group.ensure(account, place, [HOME]), range(8)))
     (group_id,) = made
-    assert open_to(cloud, group_id) == {
+    assert open_to(aws, group_id) == {
         ("tcp", 22, 22, "203.0.113.7/32"),
         ("-1", None, None, group_id),
     }
 
 
-def test_a_group_of_that_name_that_is_somebody_elses_is_left_alone(cloud, account, place):
-    made = cloud.client("ec2").create_security_group(
+def test_a_group_of_that_name_that_is_somebody_elses_is_left_alone(aws, account, place):
+    made = aws.client("ec2").create_security_group(
         GroupName="txl-moto", Description="theirs", VpcId=place.vpc
     )
     with pytest.raises(UserError, match=r"txl-moto in vpc-.* was not made by this launcher"):
         security_group.ensure(account, place, [HOME])
-    assert open_to(cloud, made["GroupId"]) == set()
+    assert open_to(aws, made["GroupId"]) == set()
 
 
-def test_another_machine_is_let_in_to_hosts_that_run(cloud, account, place):
+def test_another_machine_is_let_in_to_hosts_that_run(aws, account, place):
     group_id = security_group.ensure(account, place, [HOME])
-    instance = run_in(cloud, group_id)
+    instance = run_in(aws, group_id)
     for _ in range(2):
         security_group.admit(account, [instance], [OFFICE])
-    assert ("tcp", 22, 22, "198.51.100.0/24") in open_to(cloud, group_id)
-    assert ("tcp", 22, 22, "203.0.113.7/32") in open_to(cloud, group_id)
+    assert ("tcp", 22, 22, "198.51.100.0/24") in open_to(aws, group_id)
+    assert ("tcp", 22, 22, "203.0.113.7/32") in open_to(aws, group_id)
 
 
-def test_a_group_that_no_instance_is_in_is_unused_and_can_be_removed(cloud, account, place):
+def test_a_group_that_no_instance_is_in_is_unused_and_can_be_removed(aws, account, place):
     assert security_group.unused(account) == []
     group_id = security_group.ensure(account, place, [HOME])
-    instance = run_in(cloud, group_id)
+    instance = run_in(aws, group_id)
     assert security_group.unused(account) == []
-    cloud.client("ec2").terminate_instances(InstanceIds=[instance])
+    aws.client("ec2").terminate_instances(InstanceIds=[instance])
     assert security_group.unused(account) == [Thing("security group", group_id)]
     security_group.remove(account, group_id)
     security_group.remove(account, group_id)

@@ -32,11 +32,11 @@ class Command:
     capacity_block: str = ""
 
 
-def creations(cloud: Cloud) -> list[str]:
-    return [name for name, _ in cloud.calls if not name.startswith("Describe")]
+def creations(aws: Cloud) -> list[str]:
+    return [name for name, _ in aws.calls if not name.startswith("Describe")]
 
 
-def test_what_is_missing_is_said_and_nothing_is_made(cloud, account):
+def test_what_is_missing_is_said_and_nothing_is_made(aws, account):
     assert standing.missing(account, Command()) == [
         f"bucket {BUCKET}: private, encrypted, over TLS only",
         "key pair txl-moto, its private half in the Parameter Store as /txl/keys/txl-moto",
@@ -44,32 +44,32 @@ def test_what_is_missing_is_said_and_nothing_is_made(cloud, account):
         "security group txl-moto: SSH from this machine, all within the group",
         "cluster placement groups " + ", ".join(f"txl-moto-{zone}" for zone in ZONES),
     ]
-    assert creations(cloud) == []
-    assert cloud.client("s3").list_buckets()["Buckets"] == []
-    assert cloud.client("iam").list_roles()["Roles"] == []
+    assert creations(aws) == []
+    assert aws.client("s3").list_buckets()["Buckets"] == []
+    assert aws.client("iam").list_roles()["Roles"] == []
 
 
-def test_what_was_missing_stands_and_is_named(cloud, account):
+def test_what_was_missing_stands_and_is_named(aws, account):
     made = standing.ensure(account, Command())
     assert standing.missing(account, Command()) == []
     assert (made.bucket, made.key_name, made.profile) == (BUCKET, "txl-moto", PROFILE)
     assert made.key_path.is_file()
-    assert made.subnets == cloud.subnets()
+    assert made.subnets == aws.subnets()
     assert made.placement_groups == {zone: f"txl-moto-{zone}" for zone in ZONES}
-    (group,) = cloud.client("ec2").describe_security_groups(GroupIds=[made.security_group])[
+    (group,) = aws.client("ec2").describe_security_groups(GroupIds=[made.security_group])[
         "SecurityGroups"
     ]
     assert group["Tags"] == TAGS
 
 
-def test_a_second_launch_makes_nothing(cloud, account):
+def test_a_second_launch_makes_nothing(aws, account):
     first = standing.ensure(account, Command())
-    cloud.calls.clear()
+    aws.calls.clear()
     assert standing.ensure(account, Command()) == first
-    assert creations(cloud) == []
+    assert creations(aws) == []
 
 
-def test_two_launches_at_once_stand_on_the_same(cloud, account):
+def test_two_launches_at_once_stand_on_the_same(aws, account):
     with ThreadPoolExecutor(4) as threads:
         made = list(threads.map(lambda _: standing.ensure(account, Command()), range(4)))
     assert all(one == made[0] for one in made)
@@ -84,21 +84,21 @@ def test_two_launches_at_once_stand_on_the_same(cloud, account):
         Command(capacity_block="cr-1"),
     ],
 )
-def test_one_host_and_reserved_ones_are_in_no_placement_group(command, cloud, account):
+def test_one_host_and_reserved_ones_are_in_no_placement_group(command, aws, account):
     assert standing.ensure(account, command).placement_groups == {}
-    assert cloud.placement_groups == {}
+    assert aws.placement_groups == {}
 
 
-def test_a_subnet_that_is_named_is_the_only_one_and_its_zone_has_the_group(cloud, account):
-    subnet = cloud.subnets()["us-east-1b"]
+def test_a_subnet_that_is_named_is_the_only_one_and_its_zone_has_the_group(aws, account):
+    subnet = aws.subnets()["us-east-1b"]
     made = standing.ensure(account, Command(subnet=subnet))
     assert made.subnets == {"us-east-1b": subnet}
     assert made.placement_groups == {"us-east-1b": "txl-moto-us-east-1b"}
 
 
-def test_ssh_comes_from_this_machines_address_if_nothing_else_is_said(cloud, account):
+def test_ssh_comes_from_this_machines_address_if_nothing_else_is_said(aws, account):
     made = standing.ensure(account, Command(ssh_cidr=""), lambda: "203.0.113.9")
-    (group,) = cloud.client("ec2").describe_security_groups(GroupIds=[made.security_group])[
+    (group,) = aws.client("ec2").describe_security_groups(GroupIds=[made.security_group])[
         "SecurityGroups"
     ]
     ranges = [r["CidrIp"] for way in group["IpPermissions"] for r in way["IpRanges"]]
@@ -118,8 +118,8 @@ def test_what_cannot_be_is_refused(command, complaint, account):
         standing.ensure(account, command)
 
 
-def start(cloud: Cloud, made: standing.Standing) -> Any:
-    ec2 = cloud.client("ec2")
+def start(aws: Cloud, made: standing.Standing) -> Any:
+    ec2 = aws.client("ec2")
     answer = ec2.run_instances(
         ImageId="ami-1",
         MinCount=1,
@@ -133,19 +133,19 @@ def start(cloud: Cloud, made: standing.Standing) -> Any:
     return answer["Instances"][0]["InstanceId"]
 
 
-def test_nothing_that_hosts_use_is_unused(cloud, account):
+def test_nothing_that_hosts_use_is_unused(aws, account):
     made = standing.ensure(account, Command())
-    instance = start(cloud, made)
-    cloud.client("ec2").stop_instances(InstanceIds=[instance])
+    instance = start(aws, made)
+    aws.client("ec2").stop_instances(InstanceIds=[instance])
     unused = {(thing.kind, thing.name) for thing in standing.unused(account)}
     idle = {("placement group", f"txl-moto-{zone}") for zone in ZONES[1:]}
     assert unused == {("bucket", BUCKET), *idle}
 
 
-def test_all_that_is_unused_is_removed_and_can_be_made_again(cloud, account):
+def test_all_that_is_unused_is_removed_and_can_be_made_again(aws, account):
     made = standing.ensure(account, Command())
-    instance = start(cloud, made)
-    cloud.client("ec2").terminate_instances(InstanceIds=[instance])
+    instance = start(aws, made)
+    aws.client("ec2").terminate_instances(InstanceIds=[instance])
     unused = standing.unused(account)
     assert {thing.kind for thing in unused} == {
         *("bucket", "key pair", "placement group", "role", "security group")
