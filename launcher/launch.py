@@ -132,10 +132,10 @@ class _Launch:
             undo.started(*(run.hosts for run in self.plan.standing if run.launch == launch))
             progress.begin("account")
             made = standing.ensure(self.account, command)
-            self._write_record(made, launch)
+            written = self._write_record(made, launch)
             host_key = HostKey.of(made.key_path.read_bytes(), launch)
             progress.begin("hosts")
-            run = ec2.start(self.account, self._order(made, launch, host_key), progress.say)
+            run = ec2.start(self.account, self._order(made, written, host_key), progress.say)
             undo.started(run.hosts)
             with Hosts.of(run, made.key_path, command.private_ip) as hosts:
                 progress.watch(hosts.names, hosts.seconds)
@@ -169,38 +169,42 @@ class _Launch:
         same = not record.differences(known, self.request.command)
         return known.launch if stands or (fresh and same and not seen) else record.new_launch()
 
-    def _write_record(self, made: Standing, launch: str) -> None:
-        """Notes what is launched, before anything is started."""
+    def _earlier(self, launch: str) -> Record | None:
+        """The record of this launch, if it is an earlier one that goes on."""
         known = self.plan.record
-        again = known is not None and known.launch == launch
+        return known if known and known.launch == launch else None
+
+    def _write_record(self, made: Standing, launch: str) -> Record:
+        """Notes what is launched, before anything is started."""
+        earlier = self._earlier(launch)
         written = Record(
             launch=launch,
             owner=self.account.caller,
-            started=known.started if known and again else datetime.now(UTC),
+            started=earlier.started if earlier else datetime.now(UTC),
             config=self.request.command.experiment,
             words=self.request.trainer_words,
             options=record.options(self.request.command),
-            zones=known.zones if known and again else self.rental.zones,
+            # In another order, a launch that goes on would begin in a zone where nothing stands.
+            zones=earlier.zones if earlier else self.rental.zones,
             source=self.source.sha256,
             revision=self.source.revision + "-dirty" * self.source.dirty,
         )
         record.write(
             self.account, made.bucket, self.request.command.name, written, self.plan.version
         )
+        return written
 
-    def _order(self, made: Standing, launch: str, host_key: HostKey) -> ec2.Order:
-        command, rental, known = self.request.command, self.rental, self.plan.record
+    def _order(self, made: Standing, written: Record, host_key: HostKey) -> ec2.Order:
+        command, rental = self.request.command, self.rental
         rules = StopRules(max_hours=_NEVER_HOURS if command.keep else command.max_hours)
-        # In another order, a launch that goes on would begin in a zone where nothing stands.
-        zones = known.zones if known and known.launch == launch else rental.zones
         return ec2.Order(
             name=command.name,
-            launch=launch,
+            launch=written.launch,
             kind=rental.kind,
             image=rental.image,
             count=self.plan.machines,
             standing=made,
-            zones=zones,
+            zones=written.zones,
             spot=rental.spot,
             max_price=command.max_price,
             user_data=user_data(host_key, rental.image.user, rules),
@@ -208,12 +212,13 @@ class _Launch:
                 names.TAG_CONFIG: command.config,
                 names.TAG_LOGDIR: self.plan.logdir,
                 names.TAG_HOST_KEY: host_key.public,
-                names.TAG_STARTED: datetime.now(UTC).isoformat(timespec="seconds"),
+                names.TAG_STARTED: written.started.isoformat(timespec="seconds"),
             },
             reservation=command.reservation,
             capacity_block=command.capacity_block,
             private_ip=command.private_ip,
             prices=rental.prices,
+            again=self._earlier(written.launch) is not None,
         )
 
     def _work(self, made: Standing, run: Run) -> setup.Work:

@@ -120,6 +120,13 @@ def test_texts_of_any_length():
         assert flat(score) == pytest.approx(in_order(cfg, n), rel=2e-6), n
 
 
+def test_every_segment_is_told():
+    told = []
+    evaluator = Evaluator(PLAIN, tiny.one_device(), 4, on_segment=lambda: told.append(len(told)))
+    evaluator(parameters(PLAIN), TEXT)
+    assert len(told) == len(Streams.covering(TEXT, 4, PLAIN.tgt_len))
+
+
 @pytest.mark.parametrize("name", ["whole segments", ALL])
 def test_less_context_would_not_be_enough(name):
     """Nor would other places to cut: so the tests above would notice."""

@@ -56,6 +56,29 @@ def test_not_every_step_shows_a_sign(tmp_path, monkeypatch):
     assert json.loads(path.read_text())["step"] == 11
 
 
+def test_a_long_evaluation_shows_signs_and_counts_no_steps(tmp_path, monkeypatch):
+    path = tmp_path / "heartbeats" / "0.json"
+    made = Heartbeat(tmp_path, 0, 4)
+    made.measured(2.5, 1000.0)
+    made.advance()
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
+    ended = Heartbeat(tmp_path, 0)
+    for _ in range(2):
+        path.unlink(missing_ok=True)
+        ended.work_on()
+        sign = json.loads(path.read_text())
+        assert (sign["step"], sign["loss"], sign["tokens_per_s"]) == (5, 2.5, 1000.0)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_sign_that_cannot_be_read_is_no_earlier_one(tmp_path, content):
+    path = tmp_path / "heartbeats" / "0.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    Heartbeat(tmp_path, 0).work_on()
+    assert json.loads(path.read_text())["step"] == 0
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "heartbeats").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*0\.json: "):

@@ -4,6 +4,7 @@ Letters: B batch, T tgt_len, L layers, M mem_len, D d_model, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,6 +84,7 @@ class Evaluator:
       ranks: compute the ranking too, which takes the probabilities of the whole vocabulary.
       reset_every: empty memory before every n-th segment (the fork's short-memory evaluations,
         `reset_mems_interval`); None: never.
+      on_segment: called when a segment has been computed, on every process alike.
 
     Raises:
       UserError: the devices do not divide `batch`, or the config or `reset_every` cannot work.
@@ -96,12 +98,14 @@ class Evaluator:
         option: str = "batch",
         ranks: bool = False,
         reset_every: int | None = None,
+        on_segment: Callable[[], object] = lambda: None,
     ):
         if reset_every is not None and reset_every < 1:
             raise UserError(f"reset_every is {reset_every}; it has to be at least 1")
         check_batch(mesh.devices.size, option, batch)
         graphdef, _ = abstract(cfg)
         self.cfg, self.batch, self.reset_every = cfg, batch, reset_every
+        self._on_segment = on_segment
         self._rows = sharding.local_rows(mesh, batch)
         self._by_row = sharding.split(mesh, axis=0)
         rows, whole = sharding.split_spec(0), PartitionSpec()
@@ -168,7 +172,10 @@ class Evaluator:
                 for rows in streams.segment(i, self._rows)
             )
             sums, memory = self._segment(params, memory, inputs, targets)
+            # At most two segments are under way, so that the bar tells what has been computed.
+            jax.block_until_ready(found[-1:])
             found.append(sums)
+            self._on_segment()
         host = jax.device_get(found)
         means = {
             name: float(np.sum([sums[name] for sums in host], dtype=np.float64) / streams.n_tokens)

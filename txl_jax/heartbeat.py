@@ -4,7 +4,8 @@
 
 `time` is in seconds since 1970. `loss` (nats, from process 0 only) and `tokens_per_s` are those of
 the last log line; null: there was none yet, or the loss is not finite. Files are replaced, at most
-every 15 s while steps are made. Whoever looks after a host stops it when they stay as they are.
+every 15 s, while steps are made and texts evaluated. Whoever looks after a host stops it when they
+stay as they are.
 """
 
 import json
@@ -12,6 +13,7 @@ import math
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from txl_jax import storage
 from txl_jax.errors import UserError
@@ -27,12 +29,13 @@ class Heartbeat:
     Methods raise UserError when the file cannot be written.
     """
 
-    def __init__(self, logdir: Path, process: int, step: int):
-        """`step`: optimizer steps made before."""
+    def __init__(self, logdir: Path, process: int, step: int | None = None):
+        """`step`: optimizer steps made before; None: as many as the last sign says."""
         self._path = logdir / FOLDER / f"{process}.json"
-        self._step = step
-        self._loss: float | None = None
-        self._speed: float | None = None
+        earlier = self._earlier()
+        self._step: int = earlier.get("step", 0) if step is None else step
+        self._loss: float | None = earlier.get("loss")
+        self._speed: float | None = earlier.get("tokens_per_s")
         self._shown = -math.inf
 
     def measured(self, loss: float | None, tokens_per_s: float) -> None:
@@ -43,6 +46,10 @@ class Heartbeat:
     def advance(self) -> None:
         """Counts a step, and shows a sign if the last one is old enough."""
         self._step += 1
+        self.work_on()
+
+    def work_on(self) -> None:
+        """Shows a sign if the last one is old enough, without a step: in a long evaluation."""
         if time.monotonic() - self._shown >= SECONDS:
             self.show()
 
@@ -64,3 +71,10 @@ class Heartbeat:
                 "same command again: the run goes on from its last checkpoint"
             ) from error
         self._shown = time.monotonic()
+
+    def _earlier(self) -> dict[str, Any]:
+        try:
+            sign = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return sign if isinstance(sign, dict) else {}

@@ -62,6 +62,10 @@ class Journal:
         self._bar.update()
         self._heartbeat.advance()
 
+    def work_on(self) -> None:
+        """Tells that something long goes on that is no step."""
+        self._heartbeat.work_on()
+
     def scalars(self, step: int, values: Mapping[str, SupportsFloat], line: str = "") -> None:
         """Logs numbers after `step` optimizer steps, and prints a line if there is one."""
         if "times/tokens_per_sec" in values:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,13 @@ def sample_text(generator: Generator, params: Any, vocab: Vocab, tokens: int) ->
     return b"".join(vocab.decode(part.tokens[0]) for part in drawn).decode(errors="replace")
 
 
-def evaluate_run(trained: Trained, tokens: TokenFiles, mesh: Mesh) -> Results:
-    """Evaluates valid and test with no memory, with mem_len and with four times as much."""
+def evaluate_run(
+    trained: Trained, tokens: TokenFiles, mesh: Mesh, on_segment: Callable[[], object]
+) -> Results:
+    """Evaluates valid and test with no memory, with mem_len and with four times as much.
+
+    `on_segment` is called as by `Evaluator`.
+    """
     cfg = trained.cfg
     bits: dict[str, dict[str, float]] = {split: {} for split in _SPLITS}
     for mem_len in sorted({0, cfg.model.mem_len, 4 * cfg.model.mem_len}):
@@ -51,7 +57,9 @@ def evaluate_run(trained: Trained, tokens: TokenFiles, mesh: Mesh) -> Results:
         model = dataclasses.replace(
             cfg.model, mem_len=mem_len, same_length=cfg.model.same_length and mem_len > 0
         )
-        evaluator = Evaluator(model, mesh, cfg.train.eval_batch, "eval_batch")
+        evaluator = Evaluator(
+            model, mesh, cfg.train.eval_batch, "eval_batch", on_segment=on_segment
+        )
         for split in _SPLITS:
             what = f"evaluating {split} with memory {mem_len}"
             score = evaluator.exact(trained.params, tokens.splits[split], what)

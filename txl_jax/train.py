@@ -38,6 +38,7 @@ from txl_jax.divergence import finite_totals
 from txl_jax.errors import RESTART_STATUS, UserError, run_command
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
+from txl_jax.heartbeat import Heartbeat
 from txl_jax.home import Home
 from txl_jax.journal import Journal, say
 from txl_jax.pace import Pace
@@ -131,12 +132,14 @@ def train(
             return due(cfg.train.log_every) and peers.gather("save", "yes" * late)[0] == "yes"
 
         train_step = make_train_step(cfg, mesh, len(streams), course=course)
-        evaluator = Evaluator(cfg.model, mesh, cfg.train.eval_batch, "eval_batch")
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
         pace, done = Pace(cfg, mesh), None
         first, saved, saved_at = n, n, time.monotonic()
         earlier = home.events() if primary else []
         with Journal(home.folder, n, steps, course, earlier) as journal:
+            evaluator = Evaluator(
+                cfg.model, mesh, cfg.train.eval_batch, "eval_batch", on_segment=journal.work_on
+            )
             if n == 0:
                 journal.scalars(0, metrics.sizes(state.params))
             while n < steps and not stopped_by:
@@ -243,7 +246,8 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     found = results.load(home.folder) if primary else None
     if not peers.everyone(found is not None or not primary):
         trained = best_of(home.folder, home.store, cfg, tokens, mesh, peers.everyone)
-        found = results.evaluate_run(trained, tokens, mesh)
+        heartbeat = Heartbeat(home.folder, jax.process_index())
+        found = results.evaluate_run(trained, tokens, mesh, heartbeat.work_on)
         if primary:
             with home.mirrored(primary):
                 results.save(home.folder, found)
