@@ -23,7 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from txl_jax.checkpoint import Checkpoints, restore_params
+from txl_jax.checkpoint import Checkpoints
+from txl_jax.checkpoint_reader import restore_params
 from txl_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,8 +24,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from txl_jax import checkpoint, checkpoint_files
-from txl_jax.checkpoint import Checkpoints, restore_params
+from txl_jax import checkpoint_files, checkpoint_reader
+from txl_jax.checkpoint import Checkpoints
+from txl_jax.checkpoint_reader import next_attempt, restore_params
 from txl_jax.errors import UserError
 from txl_jax.mirror import Mirror
 from txl_jax.store import Folder
@@ -577,13 +578,13 @@ def test_a_copy_that_is_superseded_while_it_is_uploaded(tmp_path: Path, capsys: 
 def test_the_next_attempt_is_higher_than_all_before(tmp_path: Path) -> None:
     store = Folder(tmp_path / "store")
     spool = tmp_path / "checkpoints"
-    assert checkpoint.next_attempt(spool) == checkpoint.next_attempt(spool, store) == 0
+    assert next_attempt(spool) == next_attempt(spool, store) == 0
     store.write("checkpoints/5.3/part-1/manifest.json", b"another host has saved a part")
-    assert checkpoint.next_attempt(spool) == 0
-    assert checkpoint.next_attempt(spool, store) == 4
+    assert next_attempt(spool) == 0
+    assert next_attempt(spool, store) == 4
     with Checkpoints(spool, attempt=7) as checkpoints:
         checkpoints.save_best(2, state_of(2), {})
-    assert checkpoint.next_attempt(spool) == checkpoint.next_attempt(spool, store) == 8
+    assert next_attempt(spool) == next_attempt(spool, store) == 8
 
 
 def test_an_earlier_layout_is_named(tmp_path: Path) -> None:
@@ -591,7 +592,7 @@ def test_an_earlier_layout_is_named(tmp_path: Path) -> None:
     (tmp_path / "120" / "manifest.json").write_text("{}")
     for use in (
         lambda: Checkpoints(tmp_path),
-        lambda: checkpoint.exists(tmp_path),
+        lambda: checkpoint_reader.exists(tmp_path),
         lambda: restore_params(tmp_path, abstract(state_of(0).params), "latest"),
     ):
         with pytest.raises(UserError, match="has checkpoints of an earlier version"):

@@ -9,7 +9,8 @@ import pytest
 
 from tests import checkpoint_processes
 from tests.checkpoint_processes import DAMAGES, SPECS, Outcome, found, number_of, run
-from txl_jax.checkpoint import Checkpoints, restore_params
+from txl_jax.checkpoint import Checkpoints
+from txl_jax.checkpoint_reader import restore_params
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 from tests import tiny
 from tests.members import Members
-from txl_jax import checkpoint, supervise
+from txl_jax import checkpoint_reader, supervise
 from txl_jax.trained import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,8 +80,9 @@ class Parent:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Parent]]:
     started: list[Parent] = []
-    # Tests that run in the background ignore Ctrl-C, and what they start would inherit that.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests in the background, or under nohup, ignore these, and what they start would inherit that.
+    ends = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in ends.items()}
 
     def start(*words: Any, **environ: str) -> Parent:
         folder = tmp_path / str(len(started))
@@ -90,7 +91,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Parent]]:
         return started[-1]
 
     yield start
-    signal.signal(signal.SIGINT, handler)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     for parent in started:
         parent.process.kill()
         parent.process.communicate()
@@ -252,7 +254,7 @@ def test_training_goes_on_after_its_process_was_killed(shell, tmp_path):
     words = (*tiny.WORDS, "--checkpoint-minutes", "0.01", "--supervise", "--max-restarts", "1")
     process = shell.start("train", *words, cwd=tmp_path)
     end = time.monotonic() + 100
-    while not checkpoint.exists(tmp_path / tiny.LOGDIR / CHECKPOINTS):
+    while not checkpoint_reader.exists(tmp_path / tiny.LOGDIR / CHECKPOINTS):
         assert time.monotonic() < end
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

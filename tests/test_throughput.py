@@ -23,7 +23,7 @@ from txl_jax.throughput import SEGMENTS, open_streams, zipf
 
 pytest_plugins = ["tests.tiny_runs"]
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("compiled")]
 
 BATCH, TGT_LEN, STEPS, N_TOKEN = 4, 8, WARM_UP + 7, 3000
 SHAPE = (

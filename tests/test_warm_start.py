@@ -14,7 +14,8 @@ import pytest
 from tests import tiny
 from tests.tiny import LOGDIR, WORDS, Shell
 from txl_jax import data, preflight, run_folder, train
-from txl_jax.checkpoint import Checkpoints, by_name
+from txl_jax.checkpoint import Checkpoints
+from txl_jax.checkpoint_leaves import by_name
 from txl_jax.config import Config
 from txl_jax.data import TokenFiles
 from txl_jax.errors import UserError

@@ -5,11 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.tiny import one_device
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.model import Memory
 from txl_jax.step import init_state, make_train_step, place_batch
+
+pytest_plugins = ["tests.tiny_runs"]
+pytestmark = pytest.mark.usefixtures("compiled")
 
 PLAIN = ModelConfig(
     n_token=11,

@@ -12,7 +12,6 @@ that all of them see, or in the store to which each uploads its files.
 import json
 import math
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -23,23 +22,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from txl_jax import blocks, checkpoint_files
 from txl_jax.blocks import Box
-from txl_jax.checkpoint_files import MANIFEST, MARKER, WHOLE, Marker, Saved
+from txl_jax.checkpoint_files import BEST, LATEST, MANIFEST, MARKER, WHOLE, Saved
+from txl_jax.checkpoint_leaves import PyTree, block_name, by_name, describe, words_of
+from txl_jax.checkpoint_reader import alone, next_attempt, open_shelf, restore_newest
 from txl_jax.checkpoint_shelf import FolderShelf, Shelf, StoreShelf, committed, superseded
 from txl_jax.errors import UserError
-from txl_jax.store import Patient, Store
-
-PyTree = Any
-
-LATEST, BEST = "", "best"
-"""The two series of steps: folders within that of the checkpoints."""
+from txl_jax.store import Store
 
 
 class Mirror(Protocol):
@@ -93,19 +88,20 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
         self._mirror = mirror
-        self._everyone = everyone or _alone
+        self._everyone = everyone or alone
         self._patience = patience
-        self._process, alone = jax.process_index(), jax.process_count() == 1 and store is None
+        self._process = jax.process_index()
+        by_itself = jax.process_count() == 1 and store is None
         self._local = FolderShelf(folder)
         self._shelf: Shelf = StoreShelf(store, folder) if store else self._local
-        self._to_read = _shelf(folder, store)
+        self._to_read = open_shelf(folder, store)
         try:
             for series in (LATEST, BEST):
                 (folder / series).mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder / series).close()
             steps = self._local.found(LATEST) | self._local.found(BEST)
             if attempt is None:
-                if not alone:
+                if not by_itself:
                     raise ValueError("processes that share checkpoints have to be told the attempt")
                 attempt = next_attempt(folder)
             self._attempt = attempt
@@ -183,7 +179,7 @@ class Checkpoints:
             failed = error
         if not self._everyone(failed is None):
             raise failed or UserError("another process could not write its part of a checkpoint")
-        return _restore_newest(
+        return restore_newest(
             self._to_read, self._folder, LATEST, abstract_state, "", self._everyone, may_differ
         )
 
@@ -231,8 +227,8 @@ class Checkpoints:
         while self._commits and self._commits[0].done():
             self._commits.pop(0).result()
         named = by_name(state)
-        leaves = {name: _describe(leaf) for name, leaf in named.items()}
-        words = {name: _words(leaf) for name, leaf in named.items() if leaf.size > 0}
+        leaves = {name: describe(leaf) for name, leaf in named.items()}
+        words = {name: words_of(leaf) for name, leaf in named.items() if leaf.size > 0}
         parts = {
             name: blocks.parts(array.sharding, array.shape)
             for name, array in words.items()
@@ -403,206 +399,6 @@ class _Step:
         return checkpoint_files.make_marker(self.saved, self.info, self.leaves, manifests).encode()
 
 
-def exists(folder: Path, store: Store | None = None) -> bool:
-    """Whether a run that keeps its checkpoints in `folder`, or `store`, has one to go on from.
-
-    Raises UserError if it has those of another version, or if the store cannot be reached.
-    """
-    shelf = _shelf(folder, store)
-    with _reached(shelf, folder):
-        return bool(committed(shelf.found(LATEST)))
-
-
-def next_attempt(folder: Path, store: Store | None = None) -> int:
-    """Higher than the attempt of any step, whole or not, in `folder` or in `store`.
-
-    A start that S3 never heard of may have left steps in the folder.
-
-    Raises UserError as `exists`.
-    """
-    shelf = _shelf(folder, store)
-    with _reached(shelf, folder):
-        shelves = FolderShelf(folder), shelf
-        found = [where.found(series) for where in shelves for series in (LATEST, BEST)]
-        return max((saved.attempt + 1 for steps in found for saved in steps), default=0)
-
-
-def restore_params(
-    folder: Path,
-    abstract_params: PyTree,
-    which: Literal["best", "latest"] | int = "best",
-    store: Store | None = None,
-    everyone: Callable[[bool], bool] | None = None,
-) -> tuple[PyTree, dict[str, Any]]:
-    """The `params` of a saved state and its info, to use a model without training it further.
-
-    `folder` and `store` as in `Checkpoints`; nothing is changed there, and training may go on
-    meanwhile. What is downloaded from a store stays in the folder. `abstract_params` as in
-    `Checkpoints.restore`, but only for what the state has under `params`; the rest (optimizer
-    state, memory) is not loaded. `which`: a step, or `latest` or `best`, where a damaged checkpoint
-    gives way to the one before it if there is one. `everyone`, as in `Checkpoints`, has the
-    processes of a run agree on that one; without it each reads for itself.
-
-    Raises UserError as `Checkpoints.restore`, and if there is no such checkpoint.
-    """
-    wanted, shelf = {"params": abstract_params}, _shelf(folder, store)
-    if isinstance(which, int):
-        with _reached(shelf, folder):
-            steps = committed(shelf.found(LATEST))
-            same = [saved for saved in steps if saved.step == which]
-            if not same:
-                known = ", ".join(str(saved.step) for saved in steps) or "none"
-                raise UserError(f"no checkpoint of step {which} in {folder}; there are: {known}")
-            look = _look(shelf, folder, same[-1], wanted, "params/")
-            if look.damage or not look.marker:
-                raise UserError(
-                    f"checkpoint {folder / same[-1].path} is damaged ({look.damage or 'it is gone'}"
-                    "); take another step"
-                )
-            state, info = _read(folder, look, wanted)
-    else:
-        series = BEST if which == "best" else LATEST
-        restored = _restore_newest(shelf, folder, series, wanted, "params/", everyone or _alone)
-        if restored is None:
-            raise UserError(
-                f"no checkpoint in {folder / series}; train first, or name another folder"
-            )
-        state, info = restored
-    return state["params"], info
-
-
-class _Look(NamedTuple):
-    """What came of looking at a committed step before its arrays are read."""
-
-    saved: Saved
-    marker: Marker | None
-    """None if it is damaged, or has been superseded meanwhile."""
-    damage: str | None
-    misfit: str | None = None
-    """What the state that is wanted and the one that is stored do not agree in."""
-    named: dict[str, Any] | None = None
-    """By name, the leaves to read: all that are wanted, or those that have to agree."""
-
-
-def _restore_newest(
-    shelf: Shelf,
-    folder: Path,
-    series: str,
-    wanted: PyTree,
-    within: str,
-    everyone: Callable[[bool], bool],
-    may_differ: str | None = None,
-) -> tuple[PyTree, dict[str, Any]] | None:
-    """As `Checkpoints.restore`; names of leaves have to be the same if they begin with `within`."""
-    tried: list[Saved] = []
-    damaged: list[str] = []
-    with _reached(shelf, folder):
-        # Listed again each time: the process that trains may have committed a newer one meanwhile.
-        while left := [s for s in committed(shelf.found(series)) if s not in tried]:
-            saved = left[-1]
-            tried.append(saved)
-            look = _look(shelf, folder, saved, wanted, within, may_differ)
-            if everyone(look.marker is not None and look.damage is None):
-                for line in damaged:
-                    print(f"{line}; going back to {saved.name}", file=sys.stderr)
-                try:
-                    return _read(folder, look, wanted)
-                except (OSError, ValueError):
-                    if saved in committed(shelf.found(series)):
-                        raise
-            elif look.damage:
-                damaged.append(f"checkpoint {folder / saved.path} is damaged ({look.damage})")
-    if damaged or (tried and everyone is not _alone):
-        newest = damaged[0] if damaged else "another process says that it is damaged"
-        raise UserError(
-            f"no whole checkpoint in {folder / series} (newest: {newest}); "
-            "put a copy there, or delete the folder to start again"
-        )
-    return None
-
-
-def _look(
-    shelf: Shelf,
-    folder: Path,
-    saved: Saved,
-    wanted: PyTree,
-    within: str,
-    may_differ: str | None = None,
-) -> _Look:
-    """Looks at all of a step that this process needs; with a store it is in the folder then."""
-    try:
-        raw = shelf.read(saved, MARKER)
-    except FileNotFoundError:
-        return _Look(saved, None, None)
-    try:
-        marker = Marker.decode(raw)
-    except ValueError as error:
-        return _Look(saved, None, f"{MARKER} {error}")
-    if (marker.step, marker.attempt) != (saved.step, saved.attempt):
-        return _Look(saved, None, f"{MARKER} is that of another step")
-    named = by_name(wanted)
-    stored = {name: leaf for name, leaf in marker.leaves.items() if name.startswith(within)}
-    here = {name: _describe(leaf) for name, leaf in named.items()}
-    wrong = [name for name in here | stored if here.get(name) != stored.get(name)]
-    left_out = {name for name in here | stored if may_differ and name.startswith(may_differ)}
-    if left_out.isdisjoint(wrong):
-        left_out = set()
-    for name in wrong:
-        if name not in left_out:
-            there, should = stored.get(name, "absent"), here.get(name, "absent")
-            misfit = f"{name} is {there} in it and should be {should}"
-            return _Look(saved, marker, None, misfit)
-    named = {name: leaf for name, leaf in named.items() if name not in left_out}
-    needed = {unit for name, leaf in named.items() for unit, *_ in _sources(marker, name, leaf)}
-    units = {unit: listed for unit, listed in marker.units.items() if unit in needed}
-    try:
-        return _Look(saved, marker, shelf.bring(saved, units), named=named)
-    except FileNotFoundError as error:
-        gone = MARKER not in shelf.found(saved.series).get(saved, ())
-        return _Look(saved, None, None if gone else f"{error.filename or error} is missing")
-
-
-def _read(folder: Path, look: _Look, wanted: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """The leaves of `wanted` from a step that `_look` found whole, and its info."""
-    marker, path = look.marker, folder / look.saved.path
-    if look.misfit:
-        raise UserError(
-            f"checkpoint {path} does not fit: {look.misfit}; "
-            "use the config that it was made with, or another folder"
-        )
-    assert marker is not None and look.named is not None
-    sources = {name: _sources(marker, name, leaf) for name, leaf in look.named.items()}
-    names: dict[str, list[str]] = {}
-    for unit, array, _ in (source for listed in sources.values() for source in listed):
-        names.setdefault(unit, []).append(array)
-    arrays = {
-        unit: checkpoint_files.read_unit(path / unit, listed) for unit, listed in names.items()
-    }
-    leaves = by_name(wanted)
-    for name, leaf in look.named.items():
-        words = jax.eval_shape(_words, leaf)
-        stored = [(box, arrays[unit].pop(array)) for unit, array, box in sources[name]]
-        value = blocks.place(_sharding(leaf), words.shape, words.dtype, stored)
-        leaves[name] = _like(leaf, value)
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves.values()), marker.info
-
-
-def _sources(marker: Marker, name: str, leaf: Any) -> list[tuple[str, str, Box]]:
-    """Where what this process needs of a leaf is stored: unit, name of the array, its box."""
-    shape = jax.eval_shape(_words, leaf).shape
-    if 0 in shape:
-        return []
-    if name not in marker.blocks:
-        return [(WHOLE, name, blocks.everything(shape))]
-    needed = blocks.boxes_here(_sharding(leaf), shape)
-    return [
-        (unit, _block_name(name, number), box)
-        for unit, boxes in marker.blocks[name].items()
-        for number, box in enumerate(boxes)
-        if any(blocks.overlap(box, wanted) is not None for wanted in needed)
-    ]
-
-
 def _copies(
     words: dict[str, Any], parts: dict[str, dict[int, list[Box]]], process: int
 ) -> dict[str, _Unit]:
@@ -613,7 +409,7 @@ def _copies(
     whole = {name: leaf for name, leaf in words.items() if name not in parts and process == 0}
     boxes = {name: of[process] for name, of in parts.items() if process in of}
     held = {
-        _block_name(name, number): (box, words[name].dtype, blocks.held(words[name], box))
+        block_name(name, number): (box, words[name].dtype, blocks.held(words[name], box))
         for name, listed in boxes.items()
         for number, box in enumerate(listed)
     }
@@ -631,33 +427,6 @@ def _copies(
         }
         units[checkpoint_files.part(process)] = _Unit(arrays, boxes)
     return units
-
-
-def _block_name(leaf: str, number: int) -> str:
-    return f"{leaf}/{number}"
-
-
-def _alone(ok: bool) -> bool:
-    """What all processes say where there is one."""
-    return ok
-
-
-def _shelf(folder: Path, store: Store | None) -> Shelf:
-    return StoreShelf(Patient(store), folder) if store else FolderShelf(folder)
-
-
-@contextmanager
-def _reached(where: Any, folder: Path) -> Iterator[None]:
-    """Turns a store that cannot be reached into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        if not isinstance(where, StoreShelf):
-            raise
-        raise UserError(
-            f"cannot read the checkpoints of {folder} from its store: {error}; the same command "
-            "goes on when it is back"
-        ) from error
 
 
 @contextmanager
@@ -690,39 +459,3 @@ def _pauses(longest: float) -> Iterator[float]:
     while True:
         yield pause
         pause = min(2 * pause, longest)
-
-
-def by_name(tree: PyTree) -> dict[str, Any]:
-    """Leaves by name, such as `params/layers/w`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-    assert len(named) == len(leaves), "two leaves of the state have the same name"
-    return named
-
-
-def _describe(leaf: Any) -> str:
-    return f"{leaf.dtype}[{', '.join(str(n) for n in leaf.shape)}]"
-
-
-def _sharding(leaf: Any) -> jax.sharding.Sharding:
-    sharding = getattr(leaf, "sharding", None)
-    return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _words(leaf: Any) -> Any:
-    """The leaf as numbers: a typed random key's are uint32 [..., words], others are themselves."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _like(leaf: Any, words: jax.Array) -> jax.Array:
-    """Turns `_words` back into a leaf of the type of `leaf`."""
-    if not _is_key(leaf):
-        return words
-    implementations: list[Any] = []
-    # key_impl reads the leaf's type but takes no ShapeDtypeStruct; what it gets here is a tracer.
-    jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), leaf)
-    return jax.random.wrap_key_data(words, impl=implementations[0])

@@ -40,6 +40,8 @@ from txl_jax.blocks import Box
 
 MANIFEST = "manifest.json"
 MARKER = "commit.json"
+LATEST, BEST = "", "best"
+"""The two series of steps: folders within that of the checkpoints."""
 WHOLE = "whole"
 _ARRAYS = "arrays"
 _ROOM_BESIDES = 1 << 20

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from txl_jax import (
-    checkpoint,
+    checkpoint_reader,
     config,
     data,
     distributed,
@@ -69,9 +69,9 @@ def train(
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
     layout = sharding.Layout.of(cfg, mesh)
     # A run that has a checkpoint goes on from there, also when what it started from is gone.
-    begun = checkpoint.exists(home.folder / CHECKPOINTS, home.store)
+    begun = checkpoint_reader.exists(home.folder / CHECKPOINTS, home.store)
     start = None if begun else warm_start.load(cfg, mesh, tokens)
-    attempt = checkpoint.next_attempt(home.folder / CHECKPOINTS, home.store)
+    attempt = checkpoint_reader.next_attempt(home.folder / CHECKPOINTS, home.store)
     if primary:
         starts = run_folder.open_run(home.folder, cfg, command=command, devices=devices)
         attempt = max(attempt, starts)

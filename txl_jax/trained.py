@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from txl_jax import checkpoint, run_folder, sharding, vocab
+from txl_jax import checkpoint_reader, run_folder, sharding, vocab
 from txl_jax.config import Config
 from txl_jax.data import TokenFiles
 from txl_jax.errors import UserError
@@ -110,4 +110,4 @@ def _params(
     wanted = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
     )
-    return checkpoint.restore_params(folder / CHECKPOINTS, wanted, which, store, everyone)
+    return checkpoint_reader.restore_params(folder / CHECKPOINTS, wanted, which, store, everyone)

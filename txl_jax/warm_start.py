@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from txl_jax import sharding
-from txl_jax.checkpoint import by_name
+from txl_jax.checkpoint_leaves import by_name
 from txl_jax.config import Config
 from txl_jax.data import TokenFiles
 from txl_jax.errors import UserError
