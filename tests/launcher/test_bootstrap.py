@@ -15,6 +15,7 @@ import pytest
 
 from launcher.bootstrap import HostKey, StopRules, user_data
 from launcher.on_host import keeper
+from tests.launcher.refused import refuse
 
 LIMIT = 16384
 """Bytes of user data that EC2 takes, before base64."""
@@ -78,6 +79,7 @@ class Machine:
         self.home.mkdir()
         self.tools = folder / "tools"
         self.tools.mkdir()
+        refuse(self.tools)
         self.calls = folder / "calls"
         for name in ("shutdown", "systemd-run"):
             self.tool(name, f'for word; do printf "%s\\0" "$word"; done >>{self.calls}\n')
@@ -131,12 +133,14 @@ def test_the_keeper_is_started_in_the_home_of_the_login(machine, login):
     for path, mode in ((folder, 0o700), (folder / "keeper.py", 0o600)):
         assert stat.S_IMODE(path.stat().st_mode) == mode, path
 
-    (folder / "pid").write_text("1")
+    trainer = subprocess.Popen(["sleep", "600"])
+    (folder / "pid").write_text(f"{trainer.pid}\n")
     (folder / "status").write_text("0")
     running = subprocess.Popen(command, env={"PATH": f"{machine.tools}:/usr/bin:/bin"})
     end = time.monotonic() + 300
     while "\0+0\0" not in machine.calls.read_text():
         assert running.poll() is None and time.monotonic() < end, shlex.join(command)
         time.sleep(0.05)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    for process in (running, trainer):
+        process.send_signal(signal.SIGKILL)
+        process.wait()

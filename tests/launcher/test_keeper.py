@@ -14,6 +14,7 @@ import pytest
 
 from launcher.on_host import keeper
 from launcher.on_host.keeper import StopRules, deadline
+from tests.launcher.refused import refuse
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTE, HOUR = 60.0, 3600.0
@@ -111,6 +112,7 @@ class Keeper:
         self.fails = home / "fails"
         tools = home / "tools"
         tools.mkdir()
+        refuse(tools)
         stand_in = tools / "shutdown"
         # One write for each call. A file `fails` makes it fail.
         stand_in.write_text(
@@ -119,6 +121,11 @@ class Keeper:
         stand_in.chmod(0o755)
         self.environ = {"PATH": f"{tools}:/usr/bin:/bin"}
         self.process: subprocess.Popen[bytes] | None = None
+        self.trainer = subprocess.Popen(["sleep", "600"])
+
+    def trains(self) -> None:
+        """A trainer has started."""
+        (self.folder / "pid").write_text(f"{self.trainer.pid}\n")
 
     def start(self, **rules: float) -> None:
         words = [sys.executable, "-I", keeper.__file__, json.dumps(asdict(StopRules(**rules)))]
@@ -154,6 +161,8 @@ def kept(tmp_path: Path) -> Iterator[Keeper]:
     found = Keeper(tmp_path)
     yield found
     found.end(signal.SIGKILL)
+    found.trainer.kill()
+    found.trainer.wait()
 
 
 pytestmark = [pytest.mark.processes, pytest.mark.cloud]
@@ -173,7 +182,7 @@ def test_a_new_keeper_goes_on_where_a_killed_one_was(kept):
     kept.start(after_success=0.05)
     kept.until(kept.called)
     kept.end(signal.SIGKILL)
-    (kept.folder / "pid").write_text("1")
+    kept.trains()
     (kept.folder / "status").write_text("0")
     kept.start(after_success=0.05)
     kept.until(kept.off)
@@ -202,7 +211,7 @@ def test_a_shutdown_that_somebody_took_back_is_scheduled_again(kept):
 def test_progress_postpones_it(kept):
     idle = 0.05
     kept.start(idle=idle)
-    (kept.folder / "pid").write_text("1")
+    kept.trains()
     beat = kept.folder / keeper.HEARTBEATS / "0.json"
     beats = []
     for _ in range(12):
@@ -241,13 +250,8 @@ def test_before_the_longest_time_is_over_the_trainer_is_asked_to_save(kept):
 
 def test_a_trainer_that_has_ended_is_sent_nothing(kept):
     """Its process id may be another's by then."""
-    other = subprocess.Popen(["sleep", "60"])
-    try:
-        (kept.folder / "pid").write_text(f"{other.pid}\n")
-        (kept.folder / "status").write_text("0")
-        kept.start(max_hours=0.001)
-        kept.until(kept.off)
-        assert other.poll() is None
-    finally:
-        other.kill()
-        other.wait()
+    kept.trains()
+    (kept.folder / "status").write_text("0")
+    kept.start(max_hours=0.001)
+    kept.until(kept.off)
+    assert kept.trainer.poll() is None

@@ -9,12 +9,14 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from launcher.bootstrap import HostKey
 from launcher.remote import LOST, TIMED_OUT, Hosts
+from tests.launcher.refused import PROGRAMS
 from txl_jax.errors import UserError
 
 pytest_plugins = ["tests.launcher.sshd"]
@@ -32,6 +34,35 @@ NASTY = [
     "ü \\x",
     "",
 ]
+
+
+def test_hosts_of_tests_cannot_change_this_machine(machines):
+    some = machines(1)
+    with some.hosts() as hosts:
+        (found,) = hosts.run(shlex.join(["which", *PROGRAMS]), timeout=300)
+    assert found.out.split() == [f"{some.servers[0].tools}/{name}" for name in PROGRAMS]
+
+
+def test_the_end_of_a_host_leaves_other_servers_of_tmux_alone(machines, monkeypatch, tmp_path):
+    """As where the tests run in tmux."""
+    socket = str(tmp_path / "own")
+    tmux = ["tmux", "-f", "/dev/null", "-S", socket]
+    subprocess.run([*tmux, "new-session", "-d", "sleep 600"], check=True)
+    try:
+        monkeypatch.setenv("TMUX", f"{socket},1,0")
+        some = machines(1)
+        with some.hosts() as hosts:
+            hosts.run("tmux new-session -d 'echo $$ >~/pid; exec sleep 600'", timeout=300)
+            hosts.run("until [ -s ~/pid ]; do sleep 0.05; done", timeout=300)
+        pid = int((some.servers[0].home / "pid").read_text())
+        some.servers.pop().remove()
+        subprocess.run([*tmux, "has-session"], check=True)
+        end = time.monotonic() + 300
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        subprocess.run([*tmux, "kill-server"])
 
 
 def test_a_command_runs_on_all_hosts_and_in_their_order(machines):
