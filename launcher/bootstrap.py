@@ -98,8 +98,8 @@ def _script(user: str, stop: StopRules) -> str:
         cat >"$home/txl/keeper.py" <<'{_KEEPER_ENDS}'
         {{keeper}}
         {_KEEPER_ENDS}
-        systemd-run --quiet --collect --unit=txl-keeper -p Restart=always -p RestartSec=10 \\
-            "$(command -v python3)" "$home/txl/keeper.py" {rules} "$home/txl"
+        systemd-run --quiet --collect --unit={keeper.UNIT} -p Restart=always -p RestartSec=10 \\
+            "$(command -v python3)" "$home/txl/keeper.py" {rules} "$home/txl" /run
         """).replace("{keeper}\n", Path(keeper.__file__).read_text())
 
 

@@ -126,7 +126,8 @@ def test_the_keeper_is_started_in_the_home_of_the_login(machine, login):
     *_, start = machine.boot(user_data(KEY, login, rules), login)
     folder = machine.home / "txl"
     assert start[0] == "systemd-run" and "Restart=always" in start
-    command = start[start.index("RestartSec=10") + 1 :]
+    *command, run = start[start.index("RestartSec=10") + 1 :]
+    assert run == "/run"
     assert (folder / "keeper.py").read_text() == Path(keeper.__file__).read_text()
     assert (folder / keeper.BOOTED).exists()
     assert not list(machine.tools.glob("pwned"))
@@ -136,6 +137,8 @@ def test_the_keeper_is_started_in_the_home_of_the_login(machine, login):
     trainer = subprocess.Popen(["sleep", "600"])
     (folder / "pid").write_text(f"{trainer.pid}\n")
     (folder / "status").write_text("0")
+    (machine.tools / "run").mkdir()  # nothing of this machine's own
+    command.append(str(machine.tools / "run"))
     running = subprocess.Popen(command, env={"PATH": f"{machine.tools}:/usr/bin:/bin"})
     end = time.monotonic() + 300
     while "\0+0\0" not in machine.calls.read_text():

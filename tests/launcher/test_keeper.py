@@ -101,6 +101,40 @@ def test_what_happened_before_the_host_was_started_again_does_not_count(folder):
     assert folder.stops() == (30, "its set-up did not finish")
 
 
+def test_a_set_up_long_after_the_start(folder):
+    """A launch that is typed again, or `sync`: the trainer is not there in between."""
+    folder.file("set-up", 300, str(int(BOOT + 290 * MINUTE)))
+    assert folder.stops() == (330, "its set-up did not finish")
+    folder.file("pid", 310)
+    folder.file("status", 300, "0")
+    assert folder.stops() == (370, "training makes no steps")
+
+
+def test_each_phase_of_a_set_up_postpones_it_but_not_for_ever(folder):
+    folder.file("set-up", 25)
+    assert folder.stops() == (55, "its set-up did not finish")
+    folder.file("set-up", 170)
+    assert folder.stops()[0] == 180
+    assert folder.stops(setup_hours=1)[0] == 60
+    folder.file("set-up", 500, str(int(BOOT + 490 * MINUTE)))
+    assert folder.stops()[0] == 530
+    folder.file("set-up", 660, str(int(BOOT + 490 * MINUTE)))
+    assert folder.stops()[0] == 670
+
+
+def test_a_set_up_takes_no_time_from_a_trainer(folder):
+    """Another host of its run is set up, or a person looks why it ended."""
+    folder.file("pid", 20)
+    folder.file("heartbeats/0.json", 295)
+    folder.file("set-up", 300)
+    assert folder.stops() == (355, "training makes no steps")
+    folder.file("status", 299, "1")
+    assert folder.stops() == (359, "training has ended with an error")
+    folder.file("status", 299, "0")
+    folder.file("set-up", 300, str(int(BOOT + 290 * MINUTE)))
+    assert folder.stops() == (330, "its set-up did not finish")
+
+
 class Keeper:
     """A keeper at work, and what it told `shutdown`."""
 
@@ -110,6 +144,8 @@ class Keeper:
         (self.folder / "booted").touch()
         self.calls = home / "calls"
         self.fails = home / "fails"
+        self.run = home / "run"
+        self.run.mkdir()
         tools = home / "tools"
         tools.mkdir()
         refuse(tools)
@@ -129,7 +165,18 @@ class Keeper:
 
     def start(self, **rules: float) -> None:
         words = [sys.executable, "-I", keeper.__file__, json.dumps(asdict(StopRules(**rules)))]
-        self.process = subprocess.Popen([*words, str(self.folder)], env=self.environ)
+        words += [str(self.folder), str(self.run)]
+        self.process = subprocess.Popen(words, env=self.environ)
+
+    def start_with(self, changes: str, **rules: float) -> None:
+        """A keeper in which some of its own numbers are others, as Python's statements say."""
+        code = (
+            "import json, sys; from pathlib import Path; from launcher.on_host import keeper; "
+            f"{changes}; "
+            "keeper.keep(keeper.StopRules(**json.loads(sys.argv[1])), *map(Path, sys.argv[2:]))"
+        )
+        words = [sys.executable, "-c", code, json.dumps(rules), str(self.folder), str(self.run)]
+        self.process = subprocess.Popen(words, env=self.environ, cwd=ROOT, start_new_session=True)
 
     def end(self, number: int) -> None:
         if self.process:
@@ -198,14 +245,43 @@ def test_a_failed_shutdown_is_tried_again(kept):
 
 
 def test_a_shutdown_that_somebody_took_back_is_scheduled_again(kept):
-    code = (
-        "import sys; from pathlib import Path; from launcher.on_host import keeper; "
-        "keeper._AGAIN_SECONDS = 0.5; keeper.keep(keeper.StopRules(), Path(sys.argv[1]))"
-    )
-    words = [sys.executable, "-c", code, str(kept.folder)]
-    kept.process = subprocess.Popen(words, env=kept.environ, cwd=ROOT)
+    kept.start_with("keeper._AGAIN_SECONDS = 0.5")
     kept.until(lambda: len(kept.called()) >= 3)
     assert set(kept.delays()) == {"+30"}
+
+
+def test_a_set_up_that_begins_on_an_old_host_is_given_its_time(kept):
+    five_hours_ago = time.time() - 5 * HOUR
+    os.utime(kept.folder / "booted", (five_hours_ago, five_hours_ago))
+    (kept.folder / "set-up").write_text(f"{int(time.time())}\n")
+    kept.start()
+    kept.until(kept.called)
+    assert kept.delays() == ["+30"]
+
+
+def test_a_postponed_shutdown_lets_people_log_in_again(kept):
+    """systemd lets nobody in five minutes before a shutdown, and not again when that is put off."""
+    kept.fails.touch()
+    nologin = kept.run / "nologin"
+    nologin.touch()
+    kept.start(setup_minutes=3)
+    kept.until(kept.called)
+    kept.fails.unlink()
+    count = len(kept.called())
+    kept.until(lambda: len(kept.called()) > count)
+    assert nologin.exists()
+    kept.trains()
+    kept.until(lambda: not nologin.exists())
+    assert kept.delays()[-1] == "+60"
+
+
+def test_a_shutdown_that_hangs_is_tried_again(kept):
+    stand_in = Path(kept.environ["PATH"].split(":")[0], "shutdown")
+    stand_in.write_text(stand_in.read_text() + "exec sleep 600\n")
+    kept.start_with("keeper._SHUTDOWN_SECONDS = 0.5")
+    kept.until(lambda: len(kept.called()) >= 2)
+    assert kept.process
+    os.killpg(kept.process.pid, signal.SIGKILL)
 
 
 def test_progress_postpones_it(kept):
