@@ -231,6 +231,10 @@ class Hosts:
     def close(self) -> None:
         """Closes all connections; what is under way on them fails."""
         self._closed.set()
+        self.close_connections()
+
+    def close_connections(self) -> None:
+        """Has the next use log in anew; nothing may be under way."""
         for connection in self._connections:
             connection.close()
 
