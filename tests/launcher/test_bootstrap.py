@@ -81,7 +81,7 @@ class Machine:
         self.tools.mkdir()
         refuse(self.tools)
         self.calls = folder / "calls"
-        for name in ("shutdown", "systemd-run"):
+        for name in ("shutdown", "systemctl", "systemd-run"):
             self.tool(name, f'for word; do printf "%s\\0" "$word"; done >>{self.calls}\n')
         self.tool("getent", f'[ "$*" = "passwd $LOGIN" ] && echo "x:x:0:0::{self.home}:/bin/sh"\n')
 
@@ -120,12 +120,21 @@ def test_it_stays_scheduled_if_the_rest_fails(machine, broken):
     assert not Path("/txl").exists()
 
 
+def test_upgrades_that_nobody_asked_for_are_switched_off(machine):
+    machine.tool("systemctl", f'printf "%s " "$*" >>{machine.calls}; exit 1\n')
+    machine.boot(user_data(KEY, "ubuntu", StopRules()), "ubuntu")
+    said = machine.calls.read_text()
+    for unit in ("apt-daily.timer", "apt-daily-upgrade.timer", "unattended-upgrades.service"):
+        assert f"disable --now {unit} " in said
+
+
 @pytest.mark.parametrize("login", ["ubuntu", "o'neil", "$(touch pwned)", "a; touch pwned"])
 def test_the_keeper_is_started_in_the_home_of_the_login(machine, login):
     rules = StopRules(max_hours=3, after_success=1 / 60)
-    *_, start = machine.boot(user_data(KEY, login, rules), login)
+    calls = machine.boot(user_data(KEY, login, rules), login)
+    (start,) = (call for call in calls if call[0] == "systemd-run")
     folder = machine.home / "txl"
-    assert start[0] == "systemd-run" and "Restart=always" in start
+    assert "Restart=always" in start
     *command, run = start[start.index("RestartSec=10") + 1 :]
     assert run == "/run"
     assert (folder / "keeper.py").read_text() == Path(keeper.__file__).read_text()
