@@ -254,7 +254,8 @@ def test_an_old_host_lives_through_another_set_up(bench):
         setup.stop_trainer(hosts)
         folder = some.servers[0].home / "txl"
         for hours, name in enumerate([keeper.STATUS, keeper.PID, keeper.BOOTED], 4):
-            os.utime(folder / name, (time.time() - 3600 * hours,) * 2)
+            long_ago = time.time() - 3600 * hours
+            os.utime(folder / name, (long_ago, long_ago))
         names: list[str] = []
         for name, _ in setup.phases(hosts, some.work, some.said.append):
             due = keeper.deadline(keeper.StopRules(), folder)
@@ -280,7 +281,7 @@ def test_what_else_a_person_does_in_the_session_does_not_matter(bench):
     with some.hosts() as hosts:
         hosts.run("tmux split-window -d -t =txl: 'exit 3'", timeout=300)
         hosts.run("tmux split-window -t =txl: 'exec sleep 600'", timeout=300)
-        hosts.run("tmux new-window -t =txl: 'exec sleep 600'", timeout=300)
+        hosts.run("tmux new-window -d -t =txl: 'exec sleep 600'", timeout=300)
         assert setup.is_training(hosts)
         assert some.do() == []
         setup.stop_trainer(hosts)
