@@ -108,8 +108,11 @@ class Account:
             if key not in self._clients:
                 settings = _settings(attempts)
                 if service == "s3":
-                    # In some regions boto3 signs URLs as S3 refuses for buckets made since 2020.
-                    settings = settings.merge(Config(signature_version="s3v4"))
+                    # Otherwise boto3 signs URLs as some regions refuse, and for the host of all
+                    # regions, which sends on to the bucket's own where the signature is wrong.
+                    settings = settings.merge(
+                        Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
+                    )
                 self._clients[key] = self._session.client(
                     service, region_name=key[1], config=settings
                 )

@@ -1,8 +1,9 @@
 """The user data of a host: what cloud-init does at its start, before anybody can log in.
 
 Two parts in MIME. Cloud-config gives sshd its key, so that the first connection is verified
-already. A script, at every start of the host, schedules a shutdown before anything else and starts
-the keeper, which postpones it while there is progress (`on_host/keeper.py`).
+already. A script, at every start of the host, schedules a shutdown before anything else, starts the
+keeper, which postpones it while there is progress (`on_host/keeper.py`), and switches off upgrades
+that nobody asked for: they take the driver from a trainer, and the lock of apt-get from its set-up.
 
 Whoever can run a program on the host can read its user data: the host's own key is the only secret
 in it.
@@ -28,6 +29,7 @@ from launcher.on_host.keeper import StopRules
 
 _KEEPER_ENDS = "end of the keeper"
 _BOUNDARY = "part of the user data"
+_UPGRADES = "apt-daily.timer apt-daily-upgrade.timer unattended-upgrades.service"
 _KEY_TYPE = b"ssh-ed25519"
 
 
@@ -98,8 +100,11 @@ def _script(user: str, stop: StopRules) -> str:
         cat >"$home/txl/keeper.py" <<'{_KEEPER_ENDS}'
         {{keeper}}
         {_KEEPER_ENDS}
-        systemd-run --quiet --collect --unit=txl-keeper -p Restart=always -p RestartSec=10 \\
-            "$(command -v python3)" "$home/txl/keeper.py" {rules} "$home/txl"
+        systemd-run --quiet --collect --unit={keeper.UNIT} -p Restart=always -p RestartSec=10 \\
+            "$(command -v python3)" "$home/txl/keeper.py" {rules} "$home/txl" /run
+        for unit in {_UPGRADES}; do
+            systemctl disable --now "$unit" || true
+        done
         """).replace("{keeper}\n", Path(keeper.__file__).read_text())
 
 

@@ -5,12 +5,12 @@ every host can make by itself (the standard library, synthetic tokens) need none
 """
 
 import gzip
-import hashlib
 import io
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.on_host import contents
 from txl_jax import corpora
 from txl_jax.config import DataConfig
 from txl_jax.errors import UserError
@@ -25,7 +25,7 @@ class Corpus:
     """Files that the hosts need."""
 
     hash: str
-    """Of their names and contents, SHA-256 in hexadecimal digits."""
+    """Of their names and contents (on_host/contents.py), in hexadecimal digits."""
     files: dict[str, Path]
     """By the name that each has in the archive."""
     words: tuple[str, ...]
@@ -64,7 +64,10 @@ def find(cfg: DataConfig) -> Corpus | None:
     if not files:
         return None
     files = dict(sorted(files.items()))
-    hash = _hash(files)
+    try:
+        hash = contents.hash_of(files)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     folder = f"../{FOLDER}/{hash}"
     words: list[str] = []
     if cfg.dataset == "text":
@@ -86,15 +89,6 @@ def _of_corpus(corpus: corpora.Corpus) -> dict[str, Path]:
     paths += [corpus.word_list] if corpus.word_list else []
     layout = corpus.layout.folder
     return {f"{layout}/{path.relative_to(corpus.root).as_posix()}": path for path in paths}
-
-
-def _hash(files: dict[str, Path]) -> str:
-    whole = hashlib.sha256()
-    for name, path in files.items():
-        with _opened(path) as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{content} {len(name)} {name}\n".encode(errors="surrogateescape"))
-    return whole.hexdigest()
 
 
 def _opened(path: Path) -> io.BufferedReader:

@@ -29,6 +29,7 @@ _MAKE_HOSTS = (
 """Options by which hosts differ that were started with other ones."""
 
 _LAUNCH = re.compile(r"[0-9a-f]{16}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ZONE = re.compile(r"[a-z0-9-]{1,40}")
 
 
@@ -118,6 +119,8 @@ def _parsed(content: Any) -> Record:
         raise TypeError("a text is none")
     if not _LAUNCH.fullmatch(texts["launch"]) or not all(map(_ZONE.fullmatch, zones)):
         raise ValueError("a name is none")
+    if not _SHA256.fullmatch(texts["source"]):
+        raise ValueError("a checksum is none")
     hints = get_type_hints(LaunchCommand)
     if set(known) != set(_MAKE_HOSTS) or not all(
         run_folder.fits(value, hints[name]) for name, value in known.items()

@@ -36,6 +36,8 @@ TIMED_OUT = 124
 _CONNECT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.5
 _KEEPALIVE_SECONDS = 15
+_SILENT_SECONDS = 60.0
+"""After which a host that takes nothing more of a file has failed."""
 _LONGEST_LINE = 300
 _LISTED = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9_.-]*(?::[0-9]+)?")
 
@@ -128,7 +130,7 @@ class Hosts:
         connections: dict[Any, fabric.Connection] = {}
         for name in names:
             connection = fabric.Connection(name, config=fabric.Config(overrides=_RUNNERS))
-            where = (connection.user, connection.host, connection.port)
+            where = (connection.host, connection.port)  # whoever logs in: they share its devices
             if where in connections:
                 raise UserError(f"--hosts has {name} twice; a host can be in a run once")
             connections[where] = connection
@@ -217,6 +219,8 @@ class Hosts:
         def do(index: int) -> str:
             try:
                 self._put(index, _content(content, index), path, mode)
+            except TimeoutError:
+                return f"{path}: no answer in {_SILENT_SECONDS:.0f} s"
             except (OSError, EOFError, SSHException) as error:
                 return f"{path}: {_reason(error)}"
             return ""
@@ -231,6 +235,10 @@ class Hosts:
     def close(self) -> None:
         """Closes all connections; what is under way on them fails."""
         self._closed.set()
+        self.close_connections()
+
+    def close_connections(self) -> None:
+        """Has the next use log in anew; nothing may be under way."""
         for connection in self._connections:
             connection.close()
 
@@ -269,11 +277,13 @@ class Hosts:
                 connection.client.close()  # a transport that was begun has a thread
                 raise
             connection.transport.set_keepalive(_KEEPALIVE_SECONDS)
+            connection.transport.channel_timeout = _SILENT_SECONDS
         return connection
 
     def _run(self, index: int, command: str, timeout: float, quiet: bool, input: str) -> Output:
         name = self.names[index]
-        shown = {} if quiet else {"out_stream": _Prefixed(name), "err_stream": _Prefixed(name)}
+        streams = {stream: _Prefixed(name) for stream in ("out_stream", "err_stream")}
+        shown = {} if quiet else streams
         try:
             done = self._open(index).run(
                 command,
@@ -290,17 +300,21 @@ class Hosts:
             return Output(name, TIMED_OUT, done.stdout, f"{done.stderr}\n{reason}")
         except (OSError, EOFError, SSHException, ThreadException) as error:
             return Output(name, LOST, "", f"the connection was lost: {_reason(error)}")
+        finally:
+            for stream in streams.values():
+                stream.end()
         lost = "\nthe connection was lost" if done.exited == LOST else ""
         return Output(name, done.exited, done.stdout, done.stderr + lost)
 
     def _put(self, index: int, content: io.BufferedIOBase, path: str, mode: int) -> None:
-        sftp = self._open(index).sftp()
+        client: Any = self._open(index).client
         draft = f"{path}.tmp"
-        with content:
+        with content, client.open_sftp() as sftp:
+            sftp.get_channel().settimeout(_SILENT_SECONDS)
             sftp.open(draft, "w").close()
             sftp.chmod(draft, mode)
             sftp.putfo(content, draft)
-        sftp.posix_rename(draft, path)
+            sftp.posix_rename(draft, path)
 
     def _raise(self, problems: Sequence[str], what: str = "failed on") -> None:
         """Raises UserError if any host has a problem; it names them all."""
@@ -326,16 +340,30 @@ class _Prefixed(io.TextIOBase):
             sys.stdout.write(f"{self._name}: {printable(line)}\n")
         return len(text)
 
+    def end(self) -> None:
+        """Prints what came last, if no end of a line came with it."""
+        if self._rest:
+            self.write("\n")
+            self.flush()
+
     def flush(self) -> None:
         sys.stdout.flush()
 
 
 def _listed(text: str) -> list[str]:
     path = Path(text)
-    if "," not in text and path.is_file():
-        lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    else:
+    try:
+        whole = path.read_text("utf-8") if "," not in text and path.is_file() else None
+    except OSError as error:
+        raise UserError(f"--hosts {printable(text)}: cannot read it: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--hosts {printable(text)}: no text in UTF-8; write one user@host a line"
+        ) from error
+    if whole is None:
         lines = (word.strip() for word in text.split(","))
+    else:
+        lines = (line.partition("#")[0].strip() for line in whole.splitlines())
     names = [line for line in lines if line]
     if not names:
         raise UserError(f"--hosts {text}: no host is listed; write user@a,user@b or a file of them")

@@ -9,15 +9,19 @@ All that it puts on a host lies in `~/txl` of the login:
     environment.sh    variables of the trainer
     train.sh          starts the trainer, in the tmux session `txl`
     setup.log         what installers say
+    set-up            touched by every phase, for which on_host/keeper.py lets the host run on
+    pane              of tmux, in which the trainer runs
     output.txt pid status heartbeats/   of the trainer (on_host/output.py, on_host/keeper.py)
 
 What a host does is in the scripts of `on_host`. Words of the command line, a config or S3 reach
 them as arguments, quoted.
 """
 
+import contextlib
 import json
 import shlex
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +40,9 @@ HEALTH_PORT = 8477
 """Where host 0 listens for the others during the health check."""
 DRIVER = "580-server"
 """Ubuntu's name for branch R580 of NVIDIA's driver with the closed module, the last for V100."""
-EFA_INSTALLER = "https://efa-installer.amazonaws.com/aws-efa-installer-latest.tar.gz"
+EFA_INSTALLER = "https://efa-installer.amazonaws.com/aws-efa-installer-1.47.0.tar.gz"
+EFA_SHA256 = "2df4201e046833c7dc8160907bee7f52b76ff80ed147376a2d0ed8a0dd66b2db"
+"""Of the installer, as AWS' documentation of EC2 has it."""
 _SCRIPTS = Path(__file__).resolve().parent / "on_host"
 _SOURCES = "sources"
 TRAINING = "training"
@@ -45,9 +51,15 @@ _PYTHON = "../venv/bin/python"
 _TIMED_OUT = 124  # as `timeout` says
 _GRACE_SECONDS = 20.0
 _SHORT = 120.0
-# Seconds that phases may take.
-_PACKAGES, _DRIVER, _EFA, _SOURCE, _ENVIRONMENT = 600.0, 900.0, 600.0, 300.0, 1200.0
-_DATA, _HEALTH = 3600.0, 300.0
+# Seconds that phases may take, all of them shorter than the keeper's setup_minutes.
+_PACKAGES, _DRIVER, _EFA, _SOURCE, _ENVIRONMENT = 900.0, 900.0, 900.0, 300.0, 1200.0
+_DATA, _HEALTH = 1500.0, 300.0
+_GPU_SECONDS = 120
+"""For which GPUs may take to be seen."""
+_LIVE_SECONDS = 20
+"""For which a trainer is looked at after its start."""
+_SIGN_SECONDS = 300.0
+"""From one sign of life to the next while files go to the bucket."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +101,13 @@ def phases(hosts: Hosts, work: Work, say: Callable[[str], None]) -> Iterator[tup
     if all(state == TRAINING for state in before):
         return
     yield "packages", _PACKAGES
-    _do(hosts, "packages", _PACKAGES)
+    # Hosts with a bucket are AWS', and have to stop by themselves.
+    _do(hosts, "packages", _PACKAGES, keeper.UNIT if work.shared else "")
     if work.gpus:
         yield "driver", _DRIVER
-        _do(hosts, "driver", _DRIVER, str(work.gpus), DRIVER if work.needs_driver else "")
-    if work.efa_interfaces:
+        branch = DRIVER if work.needs_driver else ""
+        _do(hosts, "driver", _DRIVER, str(work.gpus), str(_GPU_SECONDS), branch)
+    if _speak_through_efa(hosts, work):
         yield "EFA", _EFA
         _install_efa(hosts, say)
     yield "source", _SOURCE
@@ -146,6 +160,7 @@ def _do(
 
 def _script(name: str, seconds: float, *words: str) -> str:
     text = "".join((_SCRIPTS / f"{part}.sh").read_text() for part in ("common", name))
+    text = f"limit={seconds:.0f}\n{text}"
     return _timed(seconds, ["bash", "-c", text, name, *words])
 
 
@@ -159,9 +174,16 @@ def _timed(seconds: float, command: Sequence[str]) -> str:
     return quoted(["sh", "-c", code, "sh", *command])
 
 
+def _speak_through_efa(hosts: Hosts, work: Work) -> bool:
+    return work.efa_interfaces > 0 and len(hosts.names) > 1
+
+
 def _install_efa(hosts: Hosts, say: Callable[[str], None]) -> None:
-    for problem in filter(None, _do(hosts, "efa", _EFA, EFA_INSTALLER, check=False)):
+    problems = _do(hosts, "efa", _EFA, EFA_INSTALLER, EFA_SHA256, check=False)
+    for problem in filter(None, problems):
         say(f"warning: {problem}; without it the hosts speak through TCP, which is slower")
+    # The memory that may be locked, which EFA takes, is what it was at a login's begin.
+    hosts.close_connections()
 
 
 def _bring_source(hosts: Hosts, work: Work) -> None:
@@ -192,29 +214,51 @@ def _bring(
 ) -> None:
     """Has an archive unpacked in ~/txl/FOLDER/NAME of all hosts that have not got it yet.
 
+    `sha256`: of the archive; empty: `name` is the hash of what is in it (on_host/contents.py).
     In the bucket it is {sources/SHA256,data/HASH/corpus}.tar.gz, brought there if it is not.
     """
-    there = hosts.run(f"test -d ~/txl/{folder}/{name}", timeout=_SHORT, check=False)
+    place = f"~/txl/{shlex.quote(folder)}/{shlex.quote(name)}"
+    there = hosts.run(f"test -d {place}", timeout=_SHORT, check=False)
     if not any(each.status for each in there):
         return
     if not work.shared:
-        hosts.run(f"umask 077; mkdir -p ~/txl/{folder}", timeout=_SHORT)
+        hosts.run(f"umask 077; mkdir -p ~/txl/{shlex.quote(folder)}", timeout=_SHORT)
         hosts.put(pack(), f"txl/{folder}/{name}.tar.gz")
         _do(hosts, "unpack", seconds, folder, name, sha256, "")
         return
     key = f"sources/{name}.tar.gz" if folder == _SOURCES else f"data/{name}/corpus.tar.gz"
     if not work.shared.has(key):
-        work.shared.upload(key, pack())
+        with _signs_of_life(hosts):
+            work.shared.upload(key, pack())
     settings = f"url = {json.dumps(work.shared.url(key))}\n"
     _do(hosts, "unpack", seconds, folder, name, sha256, "fetch", input=settings)
 
 
+@contextlib.contextmanager
+def _signs_of_life(hosts: Hosts) -> Iterator[None]:
+    """Tells the hosts that their set-up goes on, while the block does what they see nothing of."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(_SIGN_SECONDS):
+            hosts.run(f"touch ~/txl/{keeper.SET_UP}", timeout=_SHORT, check=False)
+
+    thread = threading.Thread(target=work, name="signs of life")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def _prepare_folder(hosts: Hosts, work: Work) -> None:
     hosts.run("umask 077; mkdir -p ~/txl/work", timeout=_SHORT)
-    hosts.put(_environment(work).encode(), "txl/environment.sh")
+    environment = _environment(work, _speak_through_efa(hosts, work))
+    hosts.put(environment.encode(), "txl/environment.sh")
 
 
-def _environment(work: Work) -> str:
+def _environment(work: Work, efa: bool) -> str:
     """Variables of all that runs on the devices."""
     # With the GPUs named, JAX does not make do with the CPU where they fail.
     platforms = "cuda,cpu" if work.gpus else "cpu"
@@ -226,7 +270,7 @@ def _environment(work: Work) -> str:
         lines.append(f"export AWS_DEFAULT_REGION={shlex.quote(work.shared.account.region)}")
         # Otherwise a metadata service that takes a second once means: no credentials.
         lines.append("export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=5")
-    if work.efa_interfaces:
+    if efa:
         lines += [
             "export FI_PROVIDER=efa",
             "for folder in /opt/amazon/efa/lib* /opt/amazon/ofi-nccl/lib* \\",
@@ -250,8 +294,8 @@ def _check_health(hosts: Hosts, work: Work, say: Callable[[str], None]) -> None:
             place = ["--coordinator", f"{work.coordinator}:{HEALTH_PORT}"]
             place += ["--num-processes", str(number), "--process-id", str(process)]
         check = [_PYTHON, "-m", "txl_jax.health", *shared, *place]
-        line = f"cd ~/txl/work && . ../environment.sh && exec {quoted(check)}"
-        commands.append(_timed(_HEALTH, ["bash", "-c", line]))
+        line = f"cd ~/txl/work && touch ../{keeper.SET_UP} && . ../environment.sh"
+        commands.append(_timed(_HEALTH, ["bash", "-c", f"{line} && exec {quoted(check)}"]))
     first, *_ = hosts.run(commands, timeout=_HEALTH + _GRACE_SECONDS)
     for line in _report(first.out, work):
         say(line)
@@ -286,7 +330,7 @@ def _start(hosts: Hosts, work: Work, data_words: tuple[str, ...]) -> None:
         command = trainer.command(words, work.logdir, number, work.coordinator, str(process))
         scripts.append(_train_script(work, process, command))
     hosts.put([script.encode() for script in scripts], "txl/train.sh", mode=0o700)
-    _do(hosts, "start", _SHORT)
+    _do(hosts, "start", _SHORT, str(_LIVE_SECONDS))
 
 
 def _train_script(work: Work, process: int, command: tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
 """The source as it goes to the hosts: one archive of what git lists, named by its content."""
 
+import fnmatch
 import gzip
 import hashlib
 import io
@@ -14,6 +15,11 @@ from txl_jax.errors import UserError
 
 LARGEST_BYTES = 100 << 20
 """Of all files together. What is larger is no source, and somebody forgot to ignore it."""
+_SECRETS = (
+    *(".env", ".env.*", ".envrc", ".netrc", ".pgpass", ".pypirc", "credentials", "id_dsa*"),
+    *("id_ecdsa*", "id_ed25519*", "id_rsa*", "*.key", "*.p12", "*.pem", "*.pfx"),
+)
+"""Names of files with keys or passwords, which somebody forgot to ignore."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Source:
     """Of the archive, in hexadecimal digits."""
     names: frozenset[str]
     """POSIX paths of the files in it."""
+    left_out: tuple[str, ...]
+    """Of files that git would track, and that stay here as their names are those of secrets."""
     dirty: bool
     """Whether the files are others than those of `revision`."""
     revision: str
@@ -35,7 +43,8 @@ class Source:
 def archive(root: Path, folder: Path, committed: bool = False) -> Source:
     """Packs the files below `root` that git tracks, or would, into an archive in `folder`.
 
-    What .gitignore names stays here, and so do links that lead out of `root`.
+    What .gitignore names stays here, and so do links that lead out of `root` and untracked files
+    whose names are those of secrets.
 
     `committed`: only if the files are as they are committed.
 
@@ -54,11 +63,12 @@ def archive(root: Path, folder: Path, committed: bool = False) -> Source:
             f"--committed, and {root} has changes that are not ({shown or 'no commit'}): commit "
             "them, or leave --committed out to send the files as they are"
         )
-    listed = _entries(
-        _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".")
-    )
+    tracked = _entries(_git(root, "ls-files", "-z", "--cached", "."))
+    untracked = _entries(_git(root, "ls-files", "-z", "--others", "--exclude-standard", "."))
+    left_out = sorted(filter(_is_secret, untracked))
     # A file may be listed twice during a merge, and one that was deleted is listed still.
-    paths = [root / name for name in sorted(set(listed))]
+    listed = {*tracked, *untracked}.difference(left_out)
+    paths = [root / name for name in sorted(listed)]
     paths = [path for path in paths if _is_source(root, path)]
     if not paths:
         raise UserError(f"{root} has no source files to send")
@@ -68,7 +78,12 @@ def archive(root: Path, folder: Path, committed: bool = False) -> Source:
     packed = folder / f"{sha256}.tar.gz"
     packed.write_bytes(content)
     names = frozenset(path.relative_to(root).as_posix() for path in paths)
-    return Source(packed, sha256, names, bool(changed), revision)
+    return Source(packed, sha256, names, tuple(left_out), bool(changed), revision)
+
+
+def _is_secret(name: str) -> bool:
+    last = name.rpartition("/")[2].lower()
+    return any(fnmatch.fnmatchcase(last, pattern) for pattern in _SECRETS)
 
 
 def _is_source(root: Path, path: Path) -> bool:

@@ -1,4 +1,5 @@
 # Begins every script here. They run in ~/txl, take arguments, and say in one line what is wrong.
+# `limit`: seconds that the script may take.
 set -euo pipefail
 umask 077
 mkdir -p ~/txl
@@ -10,7 +11,10 @@ fail() {
 }
 
 as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+    local before=() left=$((limit - SECONDS))
+    [ "$(id -u)" = 0 ] || before=(sudo -n)
+    # Who started this script cannot end what runs as root.
+    "${before[@]}" timeout -k 10 $((left > 1 ? left : 1)) "$@"
 }
 
 apt() {
@@ -27,9 +31,11 @@ newest_python() {
     return 1
 }
 
-# 1 when all in the session txl has ended, 0 when not, nothing without a session.
+# Of the trainer's pane in the session txl, which may have others: 1 when what runs in it has ended,
+# 0 when not, nothing without it.
 dead() {
-    tmux list-panes -t =txl -F '#{pane_dead}' 2>/dev/null
+    tmux list-panes -s -t =txl -F '#{pane_id} #{pane_dead}' 2>/dev/null |
+        sed -n "s/^$(cat pane 2>/dev/null) //p"
 }
 
 training() {

@@ -1,4 +1,5 @@
 # The virtual environment of the source that `source` links to.
+touch set-up
 python=$(newest_python) || fail "has no Python 3.11 or later"
 wanted=$({
     cat source/requirements.txt source/requirements.lock source/install.py

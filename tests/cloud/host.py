@@ -27,14 +27,15 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import linux
-from inside import CONTROL, LOGIN, POWERED_OFF, TOOLS
+from inside import CONTROL, LOGIN, POWERED_OFF, STARTED, TOOLS, UNITS
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STAND_INS = [
-    *("apt", "apt-get", "curl", "halt", "id", "modprobe", "nvidia-smi", "poweroff", "python3"),
-    *("reboot", "service", "shutdown", "snap", "sudo", "systemctl", "systemd-run"),
-    *("update-initramfs", "wget"),
+    *("apt", "apt-get", "apt-mark", "cloud-init", "curl", "halt", "id", "modprobe", "nvidia-smi"),
+    *("poweroff", "python3", "reboot", "service", "sha256sum", "shutdown", "snap", "sudo"),
+    *("systemctl", "systemd-run", "update-initramfs", "wget"),
 ]
+_DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
 _LATER = {"nvidia-smi"}
 """Stand-ins that are there only once something installed them."""
 
@@ -50,6 +51,7 @@ class Init:
         """Commands of services that are started again when they end."""
         self.off_at: float | None = None
         self.off_status = POWERED_OFF
+        Path(UNITS).mkdir()
         os.mkfifo(CONTROL)
         self.control = os.open(CONTROL, os.O_RDWR)
         self.pending = b""
@@ -72,8 +74,8 @@ class Init:
             scripts = data["every_boot"] + (data["first_boot"] if self.spec["boot"] == 0 else [])
             for number, script in enumerate(scripts):
                 subprocess.run(self._script(f"part-{number}", script), **self._output())
-            Path("/run/cloud-init").mkdir(exist_ok=True)
-            Path("/run/cloud-init/result.json").write_text("{}")
+            Path(STARTED).parent.mkdir(exist_ok=True)
+            Path(STARTED).write_text("{}")
             os._exit(0)
 
     def run(self) -> int:
@@ -101,6 +103,7 @@ class Init:
         if name in self.services:
             return
         self.services[name] = self._spawn(command, f"{name}.log")
+        Path(UNITS, name).touch()
         if restart:
             self.restarted[name] = command
 
@@ -131,6 +134,7 @@ class Init:
         elif verb == "stop":
             self.restarted.pop(words[0], None)
             os.kill(self.services.pop(words[0]), signal.SIGTERM)
+            Path(UNITS, words[0]).unlink(missing_ok=True)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -138,6 +142,7 @@ class Init:
                 self.sshd = None if pid == self.sshd else self.sshd
                 for name in [name for name, service in self.services.items() if service == pid]:
                     del self.services[name]
+                    Path(UNITS, name).unlink(missing_ok=True)
                     if name in self.restarted:
                         self.start_service(name, self.restarted[name], restart=True)
 
@@ -236,7 +241,11 @@ def _enter_machine(spec: dict[str, Any], folder: Path) -> tuple[int, int]:
     )
     kept = os.open(upper, os.O_DIRECTORY), os.open(disk, os.O_DIRECTORY)
     _mount_rest(root)
+    _make_devices(root / "dev")
     linux.mount("proc", f"{root}/proc", "proc")
+    for path in (root / "proc/sys", root / "proc/sysrq-trigger"):
+        if path.exists():  # a kernel may have no keys for emergencies
+            linux.show(str(path), str(path), read_only=True)
     linux.mount("tmpfs", f"{root}/run", "tmpfs", options="mode=755")
     home = Path("home") / spec["user"]
     for inside, beside in ((home, "home"), (Path("var/log"), "log")):
@@ -250,6 +259,7 @@ def _enter_machine(spec: dict[str, Any], folder: Path) -> tuple[int, int]:
     tools = root / TOOLS.lstrip("/")
     (tools / "spec.json").write_text(json.dumps(spec))
     _write_sshd_config(spec, root)
+    linux.give_up_machine()
     os.chroot(root)
     os.chdir("/")
     socket.sethostname(spec["hostname"])
@@ -259,8 +269,7 @@ def _enter_machine(spec: dict[str, Any], folder: Path) -> tuple[int, int]:
 
 
 def _mount_rest(root: Path) -> None:
-    """Shows the other file systems of this machine, none of which can be written to, but /dev."""
-    linux.mount("/dev", f"{root}/dev", flags=linux.MS_BIND | linux.MS_REC)
+    """Shows the other file systems of this machine, none of which can be written to."""
     own = ("/proc", "/sys", "/dev", "/run", str(root.parent))
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for point in points:
@@ -268,9 +277,23 @@ def _mount_rest(root: Path) -> None:
         if point == "/" or point.startswith(own) or not os.path.exists(target):
             continue
         with contextlib.suppress(OSError):
-            linux.mount(point, target, flags=linux.MS_BIND)
-            flags = linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY
-            linux.mount("", target, flags=flags)
+            linux.show(point, target, read_only=True)
+
+
+def _make_devices(folder: Path) -> None:
+    """A /dev of terminals, memory and what holds no state; none of this machine's other devices."""
+    linux.mount("tmpfs", str(folder), "tmpfs", options="mode=755")
+    for name in _DEVICES:
+        (folder / name).touch()
+        linux.show(f"/dev/{name}", str(folder / name))
+    for name in ("pts", "shm"):
+        (folder / name).mkdir()
+    linux.mount("devpts", str(folder / "pts"), "devpts", options="newinstance,ptmxmode=0666")
+    linux.mount("tmpfs", str(folder / "shm"), "tmpfs", options="mode=1777")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        (folder / name).symlink_to(f"/proc/self/fd/{number}")
+    (folder / "fd").symlink_to("/proc/self/fd")
+    (folder / "ptmx").symlink_to("pts/ptmx")
 
 
 def _install(spec: dict[str, Any], root: Path) -> None:

@@ -10,7 +10,14 @@ import struct
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
+_CHANGES_A_MACHINE = {
+    "SYS_MODULE": 16,
+    "SYS_RAWIO": 17,
+    "SYS_BOOT": 22,
+    "SYS_TIME": 25,
+    "MKNOD": 27,
+}
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
@@ -28,6 +35,19 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
     """Raises OSError, with the target in its words."""
     words = (word.encode() or None for word in (source, target, kind))
     _call("mount", *words, ctypes.c_ulong(flags), options.encode() or None, about=target)
+
+
+def show(source: str, target: str, read_only: bool = False) -> None:
+    """Shows a file or folder at another place, too."""
+    mount(source, target, flags=MS_BIND)
+    if read_only:
+        mount("", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+
+
+def give_up_machine() -> None:
+    """Takes from programs that are started from now on what root may do to the whole machine."""
+    for number in _CHANGES_A_MACHINE.values():
+        _call("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
 
 
 def die_with_parent(parent: int) -> None:

@@ -5,6 +5,8 @@
 Each call is a line of JSON in /var/log/stand-ins.jsonl. Runs inside a host (host.py).
 """
 
+import gzip
+import hashlib
 import io
 import json
 import os
@@ -20,13 +22,13 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from inside import CONTROL, LOGIN, POWERED_OFF, REBOOT, RECORD, TOOLS
+from inside import CONTROL, LOGIN, POWERED_OFF, REBOOT, RECORD, STARTED, TOOLS, UNITS
 
 DRIVER = "580.95.05"
-EFA_INSTALLER = "https://efa-installer.amazonaws.com/aws-efa-installer-latest.tar.gz"
+EFA_INSTALLER = "https://efa-installer.amazonaws.com/aws-efa-installer-1.47.0.tar.gz"
 _FOR_ROOT = [
-    *("apt", "apt-get", "halt", "modprobe", "poweroff", "reboot", "service", "shutdown", "snap"),
-    "update-initramfs",
+    *("apt", "apt-get", "apt-mark", "halt", "modprobe", "poweroff", "reboot", "service"),
+    *("shutdown", "snap", "update-initramfs"),
 ]
 
 
@@ -75,7 +77,7 @@ def _systemctl(spec: dict[str, Any], words: list[str]) -> int | None:
     if verb in ("poweroff", "reboot", "halt"):
         return (_reboot if verb == "reboot" else _poweroff)(spec, units)
     if verb == "is-active":
-        return 0
+        return 0 if all(Path(UNITS, unit).exists() for unit in units) else 3
     if LOGIN in os.environ:
         return _fail("Interactive authentication required.")
     if verb in ("stop", "restart"):
@@ -96,6 +98,16 @@ def _systemd_run(_spec: dict[str, Any], words: list[str]) -> int:
             name = setting.removeprefix("--unit=")
         restart = restart or setting == "Restart=always"
     _tell("service", name, restart, *words)
+    while not Path(UNITS, name).exists():
+        time.sleep(0.01)
+    return 0
+
+
+def _cloud_init(_spec: dict[str, Any], words: list[str]) -> int:
+    """`cloud-init status --wait`"""
+    while "--wait" in words and not Path(STARTED).exists():
+        time.sleep(0.05)
+    print("status: done" if Path(STARTED).exists() else "status: running")
     return 0
 
 
@@ -173,15 +185,31 @@ def _curl(_spec: dict[str, Any], words: list[str]) -> int:
 
 def _efa_installer() -> bytes:
     """What it leaves is what others look for."""
-    folder = "/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu"
-    lines = ["#!/bin/sh", f"mkdir -p /opt/amazon/efa {folder}", f"touch {folder}/libnccl-net.so"]
+    plugin, program = "/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu", "/opt/amazon/efa/bin"
+    lines = ["#!/bin/sh", f"mkdir -p {program} {plugin}", f"touch {plugin}/libnccl-net.so"]
+    lines.append(f"cp /bin/true {program}/fi_info")
     script = "\n".join([*lines, ""]).encode()
     entry = tarfile.TarInfo("aws-efa-installer/efa_installer.sh")
     entry.mode, entry.size = 0o755, len(script)
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+    with tarfile.open(fileobj=packed, mode="w") as tar:
         tar.addfile(entry, io.BytesIO(script))
-    return packed.getvalue()
+    return gzip.compress(packed.getvalue(), mtime=0)
+
+
+def _sha256sum(_spec: dict[str, Any], words: list[str]) -> int:
+    """As the real one, but takes the installer of EFA that is here for AWS' own."""
+    if "--check" in words:
+        for line in sys.stdin.read().splitlines():
+            expected, name = line.split("  ", 1)
+            content = Path(name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != expected and content != _efa_installer():
+                return 1
+        return 0
+    for name in [word for word in words if not word.startswith("-")] or ["-"]:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        print(f"{hashlib.sha256(content).hexdigest()}  {name}")
+    return 0
 
 
 def _wget(_spec: dict[str, Any], _words: list[str]) -> int:

@@ -187,6 +187,32 @@ def test_hosts_do_not_change_the_machine(laptop: Laptop) -> None:
     assert laptop.cloud.recorded(instance, "apt-get") == [["apt-get", "install", "-y", "x"]]
 
 
+def test_hosts_see_no_devices_and_settings_of_the_machine(laptop: Laptop) -> None:
+    (instance,) = laptop.start()
+    own = {"fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout"}
+    done = laptop.ssh(instance, "ls /dev; echo x >/dev/null; head -c 1 /dev/urandom | wc -c")
+    assert set(done.stdout.split()) == own | {"tty", "urandom", "zero", "1"}, done
+    done = laptop.ssh(instance, "sudo sh -c 'echo h >/proc/sysrq-trigger'")
+    assert done.returncode != 0
+    name = Path("/proc/sys/kernel/pid_max")
+    done = laptop.ssh(instance, f"sudo sh -c 'cat {name} >{name}'")
+    assert "Read-only file system" in done.stderr
+    done = laptop.ssh(instance, "sudo mknod /tmp/a b 7 0; sudo date -s @1700000000")
+    assert done.stderr.count("Operation not permitted") == 2, done
+    assert time.time() > 1_750_000_000
+
+
+def test_a_service_runs_or_not(laptop: Laptop) -> None:
+    (instance,) = laptop.start()
+    done = laptop.ssh(
+        instance,
+        "cloud-init status --wait; systemctl is-active a; echo $?;"
+        "sudo systemd-run --unit=a sleep 600; systemctl is-active a; echo $?;"
+        "sudo systemctl stop a; while systemctl is-active a; do sleep 0.1; done; echo gone",
+    )
+    assert done.stdout == "status: done\n3\n0\ngone\n", done
+
+
 def test_root_is_asked_for(laptop: Laptop) -> None:
     (instance,) = laptop.start()
     assert "are you root?" in laptop.ssh(instance, "apt-get update").stderr

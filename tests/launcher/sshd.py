@@ -19,6 +19,7 @@ import pytest
 from launcher.bootstrap import HostKey
 from launcher.remote import Hosts
 from launcher.runs import Host, Run
+from tests.launcher.refused import refuse
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
 NETWORK = "127.21.7"
@@ -35,6 +36,7 @@ class Server:
         """Comes first in PATH."""
         for path in (self.home, self.tools):
             path.mkdir(parents=True)
+        refuse(self.tools)
         self.tmux = Path(tempfile.mkdtemp(prefix="tmux-"))  # its socket's path has to be short
         key = folder / "host_key"
         key.write_text(host_key.private)
@@ -91,8 +93,10 @@ class Server:
     def remove(self) -> None:
         """Ends what may go on in tmux."""
         self.stop()
-        environ = os.environ | {"TMUX_TMPDIR": str(self.tmux)}
-        subprocess.run(["tmux", "kill-server"], env=environ, stderr=subprocess.DEVNULL)
+        # Named: $TMUX of whoever runs the tests in tmux goes before TMUX_TMPDIR.
+        words = ["tmux", "-S", str(self.tmux / f"tmux-{os.getuid()}" / "default"), "kill-server"]
+        environ = {name: value for name, value in os.environ.items() if name != "TMUX"}
+        subprocess.run(words, env=environ, stderr=subprocess.DEVNULL)
         shutil.rmtree(self.tmux)
 
     def log(self) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from launcher.bootstrap import HostKey, StopRules, user_data
 from launcher.on_host import keeper
+from tests.launcher.refused import refuse
 
 LIMIT = 16384
 """Bytes of user data that EC2 takes, before base64."""
@@ -78,8 +79,9 @@ class Machine:
         self.home.mkdir()
         self.tools = folder / "tools"
         self.tools.mkdir()
+        refuse(self.tools)
         self.calls = folder / "calls"
-        for name in ("shutdown", "systemd-run"):
+        for name in ("shutdown", "systemctl", "systemd-run"):
             self.tool(name, f'for word; do printf "%s\\0" "$word"; done >>{self.calls}\n')
         self.tool("getent", f'[ "$*" = "passwd $LOGIN" ] && echo "x:x:0:0::{self.home}:/bin/sh"\n')
 
@@ -118,25 +120,39 @@ def test_it_stays_scheduled_if_the_rest_fails(machine, broken):
     assert not Path("/txl").exists()
 
 
+def test_upgrades_that_nobody_asked_for_are_switched_off(machine):
+    machine.tool("systemctl", f'printf "%s " "$*" >>{machine.calls}; exit 1\n')
+    machine.boot(user_data(KEY, "ubuntu", StopRules()), "ubuntu")
+    said = machine.calls.read_text()
+    for unit in ("apt-daily.timer", "apt-daily-upgrade.timer", "unattended-upgrades.service"):
+        assert f"disable --now {unit} " in said
+
+
 @pytest.mark.parametrize("login", ["ubuntu", "o'neil", "$(touch pwned)", "a; touch pwned"])
 def test_the_keeper_is_started_in_the_home_of_the_login(machine, login):
     rules = StopRules(max_hours=3, after_success=1 / 60)
-    *_, start = machine.boot(user_data(KEY, login, rules), login)
+    calls = machine.boot(user_data(KEY, login, rules), login)
+    (start,) = (call for call in calls if call[0] == "systemd-run")
     folder = machine.home / "txl"
-    assert start[0] == "systemd-run" and "Restart=always" in start
-    command = start[start.index("RestartSec=10") + 1 :]
+    assert "Restart=always" in start
+    *command, run = start[start.index("RestartSec=10") + 1 :]
+    assert run == "/run"
     assert (folder / "keeper.py").read_text() == Path(keeper.__file__).read_text()
     assert (folder / keeper.BOOTED).exists()
     assert not list(machine.tools.glob("pwned"))
     for path, mode in ((folder, 0o700), (folder / "keeper.py", 0o600)):
         assert stat.S_IMODE(path.stat().st_mode) == mode, path
 
-    (folder / "pid").write_text("1")
+    trainer = subprocess.Popen(["sleep", "600"])
+    (folder / "pid").write_text(f"{trainer.pid}\n")
     (folder / "status").write_text("0")
+    (machine.tools / "run").mkdir()  # nothing of this machine's own
+    command.append(str(machine.tools / "run"))
     running = subprocess.Popen(command, env={"PATH": f"{machine.tools}:/usr/bin:/bin"})
     end = time.monotonic() + 300
     while "\0+0\0" not in machine.calls.read_text():
         assert running.poll() is None and time.monotonic() < end, shlex.join(command)
         time.sleep(0.05)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    for process in (running, trainer):
+        process.send_signal(signal.SIGKILL)
+        process.wait()

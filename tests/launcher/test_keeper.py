@@ -14,6 +14,7 @@ import pytest
 
 from launcher.on_host import keeper
 from launcher.on_host.keeper import StopRules, deadline
+from tests.launcher.refused import refuse
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTE, HOUR = 60.0, 3600.0
@@ -100,6 +101,40 @@ def test_what_happened_before_the_host_was_started_again_does_not_count(folder):
     assert folder.stops() == (30, "its set-up did not finish")
 
 
+def test_a_set_up_long_after_the_start(folder):
+    """A launch that is typed again, or `sync`: the trainer is not there in between."""
+    folder.file("set-up", 300, str(int(BOOT + 290 * MINUTE)))
+    assert folder.stops() == (330, "its set-up did not finish")
+    folder.file("pid", 310)
+    folder.file("status", 300, "0")
+    assert folder.stops() == (370, "training makes no steps")
+
+
+def test_each_phase_of_a_set_up_postpones_it_but_not_for_ever(folder):
+    folder.file("set-up", 25)
+    assert folder.stops() == (55, "its set-up did not finish")
+    folder.file("set-up", 170)
+    assert folder.stops()[0] == 180
+    assert folder.stops(setup_hours=1)[0] == 60
+    folder.file("set-up", 500, str(int(BOOT + 490 * MINUTE)))
+    assert folder.stops()[0] == 530
+    folder.file("set-up", 660, str(int(BOOT + 490 * MINUTE)))
+    assert folder.stops()[0] == 670
+
+
+def test_a_set_up_takes_no_time_from_a_trainer(folder):
+    """Another host of its run is set up, or a person looks why it ended."""
+    folder.file("pid", 20)
+    folder.file("heartbeats/0.json", 295)
+    folder.file("set-up", 300)
+    assert folder.stops() == (355, "training makes no steps")
+    folder.file("status", 299, "1")
+    assert folder.stops() == (359, "training has ended with an error")
+    folder.file("status", 299, "0")
+    folder.file("set-up", 300, str(int(BOOT + 290 * MINUTE)))
+    assert folder.stops() == (330, "its set-up did not finish")
+
+
 class Keeper:
     """A keeper at work, and what it told `shutdown`."""
 
@@ -109,8 +144,11 @@ class Keeper:
         (self.folder / "booted").touch()
         self.calls = home / "calls"
         self.fails = home / "fails"
+        self.run = home / "run"
+        self.run.mkdir()
         tools = home / "tools"
         tools.mkdir()
+        refuse(tools)
         stand_in = tools / "shutdown"
         # One write for each call. A file `fails` makes it fail.
         stand_in.write_text(
@@ -119,10 +157,26 @@ class Keeper:
         stand_in.chmod(0o755)
         self.environ = {"PATH": f"{tools}:/usr/bin:/bin"}
         self.process: subprocess.Popen[bytes] | None = None
+        self.trainer = subprocess.Popen(["sleep", "600"])
+
+    def trains(self) -> None:
+        """A trainer has started."""
+        (self.folder / "pid").write_text(f"{self.trainer.pid}\n")
 
     def start(self, **rules: float) -> None:
         words = [sys.executable, "-I", keeper.__file__, json.dumps(asdict(StopRules(**rules)))]
-        self.process = subprocess.Popen([*words, str(self.folder)], env=self.environ)
+        words += [str(self.folder), str(self.run)]
+        self.process = subprocess.Popen(words, env=self.environ)
+
+    def start_with(self, changes: str, **rules: float) -> None:
+        """A keeper in which some of its own numbers are others, as Python's statements say."""
+        code = (
+            "import json, sys; from pathlib import Path; from launcher.on_host import keeper; "
+            f"{changes}; "
+            "keeper.keep(keeper.StopRules(**json.loads(sys.argv[1])), *map(Path, sys.argv[2:]))"
+        )
+        words = [sys.executable, "-c", code, json.dumps(rules), str(self.folder), str(self.run)]
+        self.process = subprocess.Popen(words, env=self.environ, cwd=ROOT, start_new_session=True)
 
     def end(self, number: int) -> None:
         if self.process:
@@ -154,6 +208,8 @@ def kept(tmp_path: Path) -> Iterator[Keeper]:
     found = Keeper(tmp_path)
     yield found
     found.end(signal.SIGKILL)
+    found.trainer.kill()
+    found.trainer.wait()
 
 
 pytestmark = [pytest.mark.processes, pytest.mark.cloud]
@@ -173,7 +229,7 @@ def test_a_new_keeper_goes_on_where_a_killed_one_was(kept):
     kept.start(after_success=0.05)
     kept.until(kept.called)
     kept.end(signal.SIGKILL)
-    (kept.folder / "pid").write_text("1")
+    kept.trains()
     (kept.folder / "status").write_text("0")
     kept.start(after_success=0.05)
     kept.until(kept.off)
@@ -189,20 +245,49 @@ def test_a_failed_shutdown_is_tried_again(kept):
 
 
 def test_a_shutdown_that_somebody_took_back_is_scheduled_again(kept):
-    code = (
-        "import sys; from pathlib import Path; from launcher.on_host import keeper; "
-        "keeper._AGAIN_SECONDS = 0.5; keeper.keep(keeper.StopRules(), Path(sys.argv[1]))"
-    )
-    words = [sys.executable, "-c", code, str(kept.folder)]
-    kept.process = subprocess.Popen(words, env=kept.environ, cwd=ROOT)
+    kept.start_with("keeper._AGAIN_SECONDS = 0.5")
     kept.until(lambda: len(kept.called()) >= 3)
     assert set(kept.delays()) == {"+30"}
+
+
+def test_a_set_up_that_begins_on_an_old_host_is_given_its_time(kept):
+    five_hours_ago = time.time() - 5 * HOUR
+    os.utime(kept.folder / "booted", (five_hours_ago, five_hours_ago))
+    (kept.folder / "set-up").write_text(f"{int(time.time())}\n")
+    kept.start()
+    kept.until(kept.called)
+    assert kept.delays() == ["+30"]
+
+
+def test_a_postponed_shutdown_lets_people_log_in_again(kept):
+    """systemd lets nobody in five minutes before a shutdown, and not again when that is put off."""
+    kept.fails.touch()
+    nologin = kept.run / "nologin"
+    nologin.touch()
+    kept.start(setup_minutes=3)
+    kept.until(kept.called)
+    kept.fails.unlink()
+    count = len(kept.called())
+    kept.until(lambda: len(kept.called()) > count)
+    assert nologin.exists()
+    kept.trains()
+    kept.until(lambda: not nologin.exists())
+    assert kept.delays()[-1] == "+60"
+
+
+def test_a_shutdown_that_hangs_is_tried_again(kept):
+    stand_in = Path(kept.environ["PATH"].split(":")[0], "shutdown")
+    stand_in.write_text(stand_in.read_text() + "exec sleep 600\n")
+    kept.start_with("keeper._SHUTDOWN_SECONDS = 0.5")
+    kept.until(lambda: len(kept.called()) >= 2)
+    assert kept.process
+    os.killpg(kept.process.pid, signal.SIGKILL)
 
 
 def test_progress_postpones_it(kept):
     idle = 0.05
     kept.start(idle=idle)
-    (kept.folder / "pid").write_text("1")
+    kept.trains()
     beat = kept.folder / keeper.HEARTBEATS / "0.json"
     beats = []
     for _ in range(12):
@@ -241,13 +326,8 @@ def test_before_the_longest_time_is_over_the_trainer_is_asked_to_save(kept):
 
 def test_a_trainer_that_has_ended_is_sent_nothing(kept):
     """Its process id may be another's by then."""
-    other = subprocess.Popen(["sleep", "60"])
-    try:
-        (kept.folder / "pid").write_text(f"{other.pid}\n")
-        (kept.folder / "status").write_text("0")
-        kept.start(max_hours=0.001)
-        kept.until(kept.off)
-        assert other.poll() is None
-    finally:
-        other.kill()
-        other.wait()
+    kept.trains()
+    (kept.folder / "status").write_text("0")
+    kept.start(max_hours=0.001)
+    kept.until(kept.off)
+    assert kept.trainer.poll() is None

@@ -31,7 +31,7 @@ def some_record(words: LaunchCommand) -> Record:
         words=("--config=eight_machines", "--text-dir", "a '$(b)'\n"),
         options=record.options(words),
         zones=("us-east-1c", "us-east-1a"),
-        source="00ff",
+        source="00ff" * 16,
         revision="abc-dirty",
     )
 
@@ -79,6 +79,9 @@ def test_what_is_no_record_counts_as_none_and_can_be_replaced(account):
         {"zones": "us-east-1a"},
         {"zones": ["us-east-1a\n"]},
         {"launch": "$(a)"},
+        {"source": "x; touch pwned"},
+        {"source": "00ff" * 16 + "\n"},
+        {"source": "../" + "0" * 61},
         {"started": "yesterday"},
         {"options": content["options"] | {"max_hours": "a"}},
         {"options": {}},

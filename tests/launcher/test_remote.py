@@ -9,12 +9,15 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from launcher import remote
 from launcher.bootstrap import HostKey
 from launcher.remote import LOST, TIMED_OUT, Hosts
+from tests.launcher.refused import PROGRAMS
 from txl_jax.errors import UserError
 
 pytest_plugins = ["tests.launcher.sshd"]
@@ -32,6 +35,35 @@ NASTY = [
     "ü \\x",
     "",
 ]
+
+
+def test_hosts_of_tests_cannot_change_this_machine(machines):
+    some = machines(1)
+    with some.hosts() as hosts:
+        (found,) = hosts.run(shlex.join(["which", *PROGRAMS]), timeout=300)
+    assert found.out.split() == [f"{some.servers[0].tools}/{name}" for name in PROGRAMS]
+
+
+def test_the_end_of_a_host_leaves_other_servers_of_tmux_alone(machines, monkeypatch, tmp_path):
+    """As where the tests run in tmux."""
+    socket = str(tmp_path / "own")
+    tmux = ["tmux", "-f", "/dev/null", "-S", socket]
+    subprocess.run([*tmux, "new-session", "-d", "sleep 600"], check=True)
+    try:
+        monkeypatch.setenv("TMUX", f"{socket},1,0")
+        some = machines(1)
+        with some.hosts() as hosts:
+            hosts.run("tmux new-session -d 'echo $$ >~/pid; exec sleep 600'", timeout=300)
+            hosts.run("until [ -s ~/pid ]; do sleep 0.05; done", timeout=300)
+        pid = int((some.servers[0].home / "pid").read_text())
+        some.servers.pop().remove()
+        subprocess.run([*tmux, "has-session"], check=True)
+        end = time.monotonic() + 300
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        subprocess.run([*tmux, "kill-server"])
 
 
 def test_a_command_runs_on_all_hosts_and_in_their_order(machines):
@@ -108,6 +140,14 @@ def test_output_is_shown_line_by_line_with_the_hosts_name(machines, capsys):
     assert lines == ["night-0: a", "night-0: b", "night-1: c\\x1b]0;x"]
 
 
+def test_a_last_line_without_an_end_is_shown_too(machines, capsys):
+    with machines(1).hosts() as hosts:
+        hosts.run("printf 'a\\nb'; printf c >&2", timeout=300, quiet=False)
+        assert sorted(capsys.readouterr().out.splitlines()) == [f"night-0: {x}" for x in "abc"]
+        hosts.run("printf d; exec sleep 600", timeout=1, quiet=False, check=False)
+        assert capsys.readouterr().out == "night-0: d\n"
+
+
 def test_a_file_arrives_whole_with_its_mode(machines, tmp_path):
     some = machines(2)
     content = os.urandom(3_000_000)
@@ -125,6 +165,38 @@ def test_a_file_arrives_whole_with_its_mode(machines, tmp_path):
         assert (server.home / "each it's $(own)").read_text() == text
         modes = [stat.S_IMODE(path.stat().st_mode) for path in sorted(server.home.iterdir())]
         assert modes == [0o600, 0o700]
+
+
+def test_a_host_that_takes_no_more_of_a_file_is_named(machines, monkeypatch):
+    monkeypatch.setattr(remote, "_SILENT_SECONDS", 1.0)
+    some = machines(2)
+    with some.hosts() as hosts:
+        hosts.put(b"x", "small")
+        process = some.servers[1].process
+        assert process
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+        sessions = [int(pid) for pid in found.stdout.split()]
+        for pid in sessions:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(UserError) as caught:
+                hosts.put(bytes(30_000_000), "large")
+        finally:
+            for pid in sessions:
+                os.kill(pid, signal.SIGCONT)
+    assert str(caught.value).startswith("failed on 1 of 2 hosts: night-1: large: ")
+    assert not (some.servers[1].home / "large").exists()
+
+
+def test_connections_that_were_closed_are_opened_again(machines):
+    with machines(2).hosts() as hosts:
+        before = [output.out for output in hosts.run("echo $PPID", timeout=300)]
+        assert [output.out for output in hosts.run("echo $PPID", timeout=300)] == before
+        hosts.put(b"x", "file")
+        hosts.close_connections()
+        after = [output.out for output in hosts.run("echo $PPID", timeout=300)]
+        assert not set(before) & set(after)
+        hosts.put(b"x", "file")
 
 
 def test_a_wrong_key_is_an_error_at_once(machines):
@@ -192,6 +264,7 @@ def test_a_lost_connection_is_said_and_opened_again(machines):
     some = machines(2)
     with some.hosts() as hosts:
         hosts.wait(300)
+        hosts.put(b"x", "file")
         loses = threading.Timer(1, some.servers[1].stop)
         loses.start()
         fine, lost = hosts.run(["sleep 2", "sleep 600"], timeout=300, check=False)
@@ -200,6 +273,7 @@ def test_a_lost_connection_is_said_and_opened_again(machines):
         assert lost.last_line().startswith("the connection was lost")
         some.servers[1].start()
         hosts.run("true", timeout=300)
+        hosts.put(b"x", "file")
 
 
 def test_nothing_of_the_users_own_settings_is_used(machines, monkeypatch, tmp_path):
@@ -270,6 +344,9 @@ def test_a_gateway_whose_key_is_not_known_is_refused(machines, monkeypatch, tmp_
         ("", "no host is listed"),
         (" , ", "no host is listed"),
         ("a,me@b,a", "has a twice"),
+        ("ada@gpu1,bob@gpu1", "has bob@gpu1 twice"),
+        ("ada@gpu1,bob@gpu1:22", "has bob@gpu1:22 twice"),
+        ("/proc/self/mem", "/proc/self/mem: cannot read it: "),
         ("-oProxyCommand=x", "is no host"),
         ("a b", "is no host"),
         ("me@a;reboot", "is no host"),
@@ -280,6 +357,13 @@ def test_a_list_that_cannot_be_used(monkeypatch, tmp_path, text, problem):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=problem):
         Hosts.listed(text)
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_bytes(b"ada@gpu1\xff\n")
+    with pytest.raises(UserError, match=r"hosts: no text in UTF-8"):
+        Hosts.listed(str(path))
 
 
 def test_ctrl_c_ends_what_is_under_way(machines):

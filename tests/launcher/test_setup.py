@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from launcher import setup
+from launcher import corpus, setup
 from launcher.aws import Account
+from launcher.on_host import keeper
 from launcher.remote import Hosts
 from launcher.setup import Work
 from launcher.shared import Shared
@@ -75,6 +76,16 @@ APT_GET = 'echo "apt-get $*" >>~/calls; [ ! -e ~/apt-fails ]'
 SMI = 'echo "smi $*" >>~/calls; [ "$1" != -L ] || seq 0 7 | sed "s/.*/GPU &: Tesla V100/"'
 
 
+SYSTEMCTL = '[ "$*" = "is-active --quiet txl-keeper" ] && [ ! -e ~/no-keeper ]'
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts wait as long as they have to here."""
+    monkeypatch.setattr(setup, "_GPU_SECONDS", 1)
+    monkeypatch.setattr(setup, "_LIVE_SECONDS", 1)
+
+
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source as the hosts get it."""
@@ -98,8 +109,12 @@ class Bench:
             server.tool("sudo", '[ "$1" != -n ] || shift; exec "$@"')
             server.tool("nvidia-smi", SMI)
             server.tool("modprobe", 'echo "modprobe $*" >>~/calls')
+            server.tool("apt-mark", 'echo "apt-mark $*" >>~/calls')
+            server.tool("systemctl", SYSTEMCTL)
             server.tool("uname", "echo 6.8.0-1021-aws")
             (server.home / "calls").touch()
+            (server.home / "txl").mkdir(mode=0o700)
+            (server.home / "txl" / keeper.BOOTED).touch(mode=0o600)
             (server.home / "environment-python").write_text(ENVIRONMENT_PYTHON)
             (server.home / "environment-python").chmod(0o755)
             (server.home / "health").write_text(f"echo '{json.dumps(HEALTH)}'")
@@ -211,6 +226,45 @@ def test_broken_off_after_any_phase_and_done_again(bench, phases):
         assert sum(call.startswith("install") for call in calls) == 1
 
 
+def test_every_phase_is_a_sign_of_life(bench, tmp_path):
+    some = bench(1)
+    mark = some.servers[0].home / "txl" / keeper.SET_UP
+    work = dataclasses.replace(some.work, config=text_config(tmp_path / "text"))
+    done: list[str] = []
+    began = int(time.time())
+    with some.hosts() as hosts:
+        for name, _ in setup.phases(hosts, work, some.said.append):
+            assert not done or mark.stat().st_mtime > 1, done
+            if done:
+                os.utime(mark, (1, 1))
+            done.append(name)
+        assert mark.stat().st_mtime > 1
+        os.utime(mark, (1, 1))
+        setup.stop_trainer(hosts)
+        assert mark.stat().st_mtime == 1
+    assert done == [*ALL[:4], "data", *ALL[4:]]
+    assert began <= int(mark.read_text()) <= time.time()
+
+
+def test_an_old_host_lives_through_another_set_up(bench):
+    some = bench(1)
+    some.do()
+    some.trainer_words()
+    with some.hosts() as hosts:
+        setup.stop_trainer(hosts)
+        folder = some.servers[0].home / "txl"
+        for hours, name in enumerate([keeper.STATUS, keeper.PID, keeper.BOOTED], 4):
+            long_ago = time.time() - 3600 * hours
+            os.utime(folder / name, (long_ago, long_ago))
+        names: list[str] = []
+        for name, _ in setup.phases(hosts, some.work, some.said.append):
+            due = keeper.deadline(keeper.StopRules(), folder)
+            assert due.time > time.time() or not names, (names, due.why)
+            names.append(name)
+    due = keeper.deadline(keeper.StopRules(), folder)
+    assert due.time > time.time() and due.why == "training makes no steps"
+
+
 def test_where_all_train_nothing_is_done(bench):
     some = bench(1)
     some.do()
@@ -218,6 +272,22 @@ def test_where_all_train_nothing_is_done(bench):
     before = some.calls()
     assert some.do() == []
     assert some.calls() == before
+
+
+def test_what_else_a_person_does_in_the_session_does_not_matter(bench):
+    some = bench(1)
+    some.do()
+    some.trainer_words()
+    with some.hosts() as hosts:
+        hosts.run("tmux split-window -d -t =txl: 'exit 3'", timeout=300)
+        hosts.run("tmux split-window -t =txl: 'exec sleep 600'", timeout=300)
+        hosts.run("tmux new-window -d -t =txl: 'exec sleep 600'", timeout=300)
+        assert setup.is_training(hosts)
+        assert some.do() == []
+        setup.stop_trainer(hosts)
+        assert setup.states(hosts) == ["ended 75"]
+    assert some.do()[-1] == "trainer"
+    until(lambda: some.calls().count("train") == 2)
 
 
 def test_where_one_trains_the_other_is_started(bench):
@@ -298,6 +368,35 @@ def test_a_trainer_that_cannot_start_says_why(bench):
     assert (some.servers[0].home / "txl" / "status").read_text() == "1\n"
 
 
+FIRST_STEP = "mkdir -p runs/a/heartbeats; sleep 0.5; touch runs/a/heartbeats/0.json; "
+
+
+def test_a_trainer_that_ends_at_once_is_no_training(bench, monkeypatch):
+    monkeypatch.setattr(setup, "_LIVE_SECONDS", 100)
+    some = bench(2)
+    (some.servers[0].home / "trainer").write_text(FIRST_STEP + TRAINER)
+    (some.servers[1].home / "trainer").write_text("echo 'error: no such data'; exit 2")
+    with pytest.raises(UserError) as caught:
+        some.do(logdir="runs/a")
+    assert str(caught.value) == (
+        "failed on 1 of 2 hosts: night-1: the trainer has ended, with status 2: error: no such data"
+    )
+
+
+def test_a_trainer_with_nothing_left_to_do_is_no_failure(bench, monkeypatch):
+    monkeypatch.setattr(setup, "_LIVE_SECONDS", 100)
+    some = bench(1)
+    (some.servers[0].home / "trainer").write_text("exit 0")
+    assert some.do()[-1] == "trainer"
+
+
+def test_a_first_step_ends_the_look_at_the_trainer(bench, monkeypatch):
+    monkeypatch.setattr(setup, "_LIVE_SECONDS", 100_000)
+    some = bench(1)
+    (some.servers[0].home / "trainer").write_text(FIRST_STEP + TRAINER)
+    assert some.do(logdir="runs/a")[-1] == "trainer"
+
+
 DRIVER = ["linux-modules-nvidia-580-server-6.8.0-1021-aws", "nvidia-headless-no-dkms-580-server"]
 
 
@@ -311,6 +410,7 @@ def test_a_driver_is_installed_where_there_is_none(bench):
     (install,) = installs
     assert install.split()[-3:] == [*DRIVER, "nvidia-utils-580-server"]
     assert "modprobe nvidia" in some.calls() and "smi -pm 1" in some.calls()
+    assert f"apt-mark hold {' '.join(install.split()[-3:])}" in some.calls()
 
 
 def test_modules_are_built_if_ubuntu_has_none_for_the_kernel(bench):
@@ -320,6 +420,14 @@ def test_modules_are_built_if_ubuntu_has_none_for_the_kernel(bench):
     server.tool("apt-get", f'{APT_GET}\ncase "$*" in *no-dkms*) exit 100;; esac')
     some.do(needs_driver=True)
     assert any("linux-headers-6.8.0-1021-aws nvidia-headless-580-server" in c for c in some.calls())
+
+
+def test_gpus_that_take_their_time_are_waited_for(bench, monkeypatch):
+    monkeypatch.setattr(setup, "_GPU_SECONDS", 300)
+    some = bench(1)
+    late = 'echo looked >>~/looks; [ "$(wc -l <~/looks)" -gt 2 ] || exit 9\n'
+    some.servers[0].tool("nvidia-smi", late + SMI)
+    assert some.do(phases=2)[-1] == "source"
 
 
 @pytest.mark.parametrize("needs_driver", [False, True])
@@ -367,6 +475,139 @@ def test_without_efa_the_hosts_speak_through_tcp_and_that_is_said(bench):
     )
     assert second.startswith("warning: night-1: ")
     assert third == "warning: the hosts have EFA, and TCP carries what they send"
+    for server in some.servers:
+        assert "FI_PROVIDER=efa" in (server.home / "txl" / "environment.sh").read_text()
+        # The limits that its installer raises hold for new logins.
+        assert server.log().count("Accepted publickey") == 2
+
+
+def test_one_host_alone_needs_no_efa(bench):
+    some = bench(1)
+    assert "EFA" not in some.do(phases=5, efa_interfaces=4)
+    assert "FI_PROVIDER" not in (some.servers[0].home / "txl" / "environment.sh").read_text()
+
+
+class Efa:
+    """efa.sh on a machine with a /opt of its own, which holds what an installer has left there."""
+
+    def __init__(self, home: Path):
+        self.home, self.tools = home, home / "tools"
+        self.tools.mkdir(parents=True)
+        self.tool("tmux", "exit 1")
+        self.opt = home / "opt"
+        self.opt.mkdir()
+        # curl -fsSL --retry 3 --connect-timeout 10 -o FILE URL
+        self.tool("curl", f'echo curl >>{home}/calls\ncp {home}/installer.tar.gz "$7"')
+        self.pack(
+            "mkdir -p {plugin} {program}; touch {plugin}/libnccl-net.so; "
+            "printf '#!/bin/sh\n[ ! -e {home}/no-efa ]\n' >{program}/fi_info; "
+            "chmod +x {program}/fi_info"
+        )
+
+    def tool(self, name: str, does: str) -> None:
+        (self.tools / name).write_text(f"#!/bin/sh\n{does}\n")
+        (self.tools / name).chmod(0o755)
+
+    def pack(self, does: str) -> None:
+        """An installer that does so."""
+        script = "#!/bin/sh\n" + does.format(
+            plugin="/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu",
+            program="/opt/amazon/efa/bin",
+            home=self.home,
+        )
+        entry = tarfile.TarInfo("aws-efa-installer/efa_installer.sh")
+        entry.mode, entry.size = 0o755, len(script)
+        with tarfile.open(self.home / "installer.tar.gz", "w:gz") as tar:
+            tar.addfile(entry, io.BytesIO(script.encode()))
+
+    def run(self, sha256: str = "") -> str:
+        """What it says is wrong."""
+        content = (self.home / "installer.tar.gz").read_bytes()
+        words = [setup.EFA_INSTALLER, sha256 or hashlib.sha256(content).hexdigest()]
+        own = f"mount --bind {self.opt} /opt && exec {setup._script('efa', 60, *words)}"
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", own],
+            env={"HOME": str(self.home), "PATH": f"{self.tools}:/usr/sbin:/usr/bin:/sbin:/bin"},
+            capture_output=True,
+            text=True,
+        )
+        return done.stderr.strip()
+
+    def fetched(self) -> int:
+        """How often the installer was fetched."""
+        return len((self.home / "calls").read_text().split())
+
+
+@pytest.fixture
+def efa(tmp_path: Path) -> Efa:
+    if os.getuid() != 0:
+        pytest.skip("only root may have a /opt of its own")
+    return Efa(tmp_path / "home")
+
+
+def test_efa_is_installed_once(efa):
+    assert [efa.run(), efa.run()] == ["", ""]
+    assert efa.fetched() == 1
+
+
+def test_an_installation_of_efa_that_was_broken_off_is_done_again(efa):
+    (efa.opt / "amazon" / "efa" / "bin").mkdir(parents=True)
+    assert efa.run() == ""
+    (efa.opt / "amazon" / "efa" / "bin" / "fi_info").unlink()
+    assert efa.run() == ""
+    assert efa.fetched() == 2
+
+
+def test_efa_that_does_not_work_is_said(efa):
+    (efa.home / "no-efa").touch()
+    assert efa.run() == "fi_info finds no EFA: see ~/txl/setup.log"
+    efa.pack("mkdir -p {program}; cp /bin/true {program}/fi_info")
+    shutil.rmtree(efa.opt / "amazon")
+    assert efa.run() == "NCCL's plugin for EFA is not in /opt/amazon"
+
+
+def test_another_installer_of_efa_is_not_run(efa):
+    assert efa.run("0" * 64) == "the installer of EFA is not the one that AWS has published"
+    assert not list(efa.opt.iterdir())
+
+
+def test_cloud_init_is_waited_for(cloud, bench):
+    some = bench(1)
+    home = some.servers[0].home
+    booted = home / "txl" / keeper.BOOTED
+    booted.unlink()
+    does = f'echo "cloud-init $*" >>~/calls; sleep 1; touch {booted}'
+    some.servers[0].tool("cloud-init", does)
+    some.do(phases=1, shared=cloud.shared)
+    assert "cloud-init status --wait" in some.calls()
+
+
+@pytest.mark.parametrize("lacks", ["the keeper", "its start"])
+def test_a_host_that_would_not_stop_by_itself_is_not_used(cloud, bench, lacks):
+    some = bench(2)
+    home = some.servers[1].home
+    if lacks == "the keeper":
+        (home / "no-keeper").touch()
+    else:
+        (home / "txl" / keeper.BOOTED).unlink()
+    with pytest.raises(UserError, match=r"of 2 hosts: night-1: txl-keeper is not at work"):
+        some.do(shared=cloud.shared)
+    assert some.do(phases=1)  # with --hosts nothing is expected to
+
+
+def test_what_takes_too_long_as_root_is_ended_too(bench, monkeypatch):
+    monkeypatch.setattr(setup, "_PACKAGES", 3.0)
+    some = bench(1)
+    server = some.servers[0]
+    server.tool("id", "echo 1000")
+    # As where sudo makes a session, and its process is root's.
+    server.tool("sudo", 'shift; exec setsid -w "$@"')
+    server.tool("apt-get", "echo $$ >~/apt-pid; exec sleep 600")
+    server.tool("python3", 'case "$*" in "-m ensurepip"*) exit 1;; esac' + PYTHON3)
+    with pytest.raises(UserError, match=r"night-0: took longer than 3 s|apt-get cannot install"):
+        some.do(phases=1)
+    pid = int((server.home / "apt-pid").read_text())
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_programs_that_are_missing_are_installed(bench):
@@ -439,6 +680,13 @@ def test_a_damaged_archive_is_refused(bench):
     some = bench(1)
     with pytest.raises(UserError, match=r"night-0: sources/f*\.tar\.gz is damaged"):
         some.do(sha256="f" * 64)
+
+
+def test_a_name_from_elsewhere_runs_nothing_on_a_host(bench):
+    some = bench(1)
+    with pytest.raises(UserError):
+        some.do(sha256="x; cd; touch pwned; `cd; touch pwned`; $(cd; touch pwned) #")
+    assert not list(some.servers[0].home.rglob("pwned"))
 
 
 class Cloud:
@@ -517,6 +765,41 @@ def test_a_corpus_of_this_machine_is_brought_once(cloud, bench, tmp_path):
     assert cloud.files()[key] == 1
 
 
+class Slow(Shared):
+    """A bucket far away."""
+
+    def upload(self, key: str, path: Path) -> None:
+        if key.startswith("data/"):
+            os.utime(MARKS[0], (1, 1))
+            until(lambda: MARKS[0].stat().st_mtime > 1)
+        super().upload(key, path)
+
+
+MARKS: list[Path] = []
+
+
+def test_hosts_live_while_a_corpus_is_on_its_way_to_the_bucket(cloud, bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "_SIGN_SECONDS", 0.2)
+    some = bench(1)
+    MARKS[:] = [some.servers[0].home / "txl" / keeper.SET_UP]
+    shared = Slow(cloud.shared.account, cloud.s3.bucket)
+    some.do(config=text_config(tmp_path / "text"), shared=shared)
+
+
+def test_a_corpus_of_other_files_than_it_should_have_is_refused(cloud, bench, tmp_path):
+    some = bench(1)
+    changes = {"config": text_config(tmp_path / "text"), "shared": cloud.shared}
+    found = corpus.find(changes["config"].data)
+    assert found
+    (tmp_path / "text" / "it's 7.txt").write_text("text of somebody else\n")
+    found.pack(tmp_path / "other.tar.gz")
+    (tmp_path / "text" / "it's 7.txt").write_text("text 7\n")
+    cloud.shared.upload(f"data/{found.hash}/corpus.tar.gz", tmp_path / "other.tar.gz")
+    with pytest.raises(UserError, match=rf"corpora/{found.hash}.tar.gz has not what its name says"):
+        some.do(**changes)
+    assert not (some.servers[0].home / "txl" / "corpora" / found.hash).exists()
+
+
 def test_a_corpus_without_a_bucket(bench, tmp_path):
     some = bench(1)
     some.do(config=text_config(tmp_path / "text"))
@@ -525,11 +808,13 @@ def test_a_corpus_without_a_bucket(bench, tmp_path):
     assert len(list(folder.iterdir())) == 200
 
 
-def test_what_a_host_printed_is_in_the_bucket(cloud, bench):
+def test_what_a_host_printed_is_in_the_bucket(cloud, bench, monkeypatch):
+    monkeypatch.setattr(setup, "_LIVE_SECONDS", 100)
     some = bench(1)
     (some.servers[0].home / "trainer").write_text("echo last; exit 3")
     output = f"s3://{cloud.s3.bucket}/launches/night"
-    some.do(shared=cloud.shared, output=output)
+    with pytest.raises(UserError, match="the trainer has ended, with status 3: last"):
+        some.do(shared=cloud.shared, output=output)
     status = some.servers[0].home / "txl" / "status"
     until(status.exists)
     assert status.read_text() == "3\n"

@@ -89,6 +89,18 @@ def test_links_that_lead_out_stay_here(root, tmp_path):
     assert entries["within"].linkname == "package/a.py"
 
 
+def test_secrets_that_nobody_tracks_stay_here(root, tmp_path):
+    secrets = [".env", "package/.env.local", "package/Key.PEM", "id_rsa", "id_ed25519.old"]
+    for name in [*secrets, "environment.py", "package/key.py"]:
+        (root / name).write_text("x")
+    found = packed(root, tmp_path / "out")
+    assert set(members(found)) == COMMITTED | {"environment.py", "package/key.py"} == found.names
+    assert found.left_out == tuple(sorted(secrets))
+    git(root, "add", "--force", "package/Key.PEM")
+    found = packed(root, tmp_path / "out")
+    assert "package/Key.PEM" in found.names and "package/Key.PEM" not in found.left_out
+
+
 def test_a_checkout_within_another_folder_of_git(root, tmp_path):
     found = packed(root / "package", tmp_path / "out")
     assert found.names == {"a.py"}
