@@ -23,6 +23,7 @@ from rich.text import Text
 from launcher import ec2, listed, names, plan, record, setup, speed, standing
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
+from launcher.hold import Hold, new_attempt
 from launcher.on_host.keeper import KEEP, StopRules
 from launcher.plan import Plan, Rental
 from launcher.progress import Progress
@@ -114,7 +115,7 @@ class _Launch:
                 hosts.wait(SSH_SECONDS)
                 training = setup.is_training(hosts)
                 if training:
-                    self._hold(hosts)
+                    self._keep(hosts)
                 return run, training
         except KeyboardInterrupt:
             self.console.print(Text(f"{stand} ends them"), soft_wrap=True)
@@ -133,23 +134,28 @@ class _Launch:
             progress.begin("account")
             made = standing.ensure(self.account, command)
             written = self._write_record(made, launch)
+            hold = Hold(self.account, made.bucket, command.name, written.attempt)
+            undo.holds(hold)
             host_key = HostKey.of(made.key_path.read_bytes(), launch)
             progress.begin("hosts")
-            run = ec2.start(self.account, self._order(made, written, host_key), progress.say)
+            order = self._order(made, written, host_key)
+            run = ec2.start(self.account, order, progress.say, lambda: not hold.lost())
             undo.started(run.hosts)
+            hold.check()
             with Hosts.of(run, made.key_path, command.private_ip) as hosts:
                 progress.watch(hosts.names, hosts.seconds)
                 progress.begin("SSH", SSH_SECONDS)
                 hosts.wait(SSH_SECONDS)
                 work = self._work(made, run)
                 for name, seconds in setup.phases(hosts, work, progress.say):
+                    hold.check()
                     progress.begin(name, seconds)
-                self._hold(hosts)
+                self._keep(hosts)
             undo.release()
             self._remember_speed(made)
         return run
 
-    def _hold(self, hosts: Hosts) -> None:
+    def _keep(self, hosts: Hosts) -> None:
         """With --keep, tells hosts that train not to stop; until then they stop as others do."""
         if self.request.command.keep:
             hosts.run(f"touch ~/txl/{KEEP}", timeout=_SHORT)
@@ -188,6 +194,7 @@ class _Launch:
             zones=earlier.zones if earlier else self.rental.zones,
             source=self.source.sha256,
             revision=self.source.revision + "-dirty" * self.source.dirty,
+            attempt=new_attempt(),
         )
         record.write(
             self.account, made.bucket, self.request.command.name, written, self.plan.version
@@ -349,6 +356,9 @@ def _signals_as_interrupts() -> Iterator[None]:
     """SIGTERM and SIGHUP (a terminal that is closed) do as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        if number == signal.SIGHUP:
+            # The kernel and the shell both send it; the second must not cut short what undoes.
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signals = (signal.SIGTERM, signal.SIGHUP)

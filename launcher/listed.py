@@ -91,7 +91,8 @@ def _start(request: Request, source: Source, hosts: Hosts, progress: Progress) -
         for name, seconds in setup.phases(hosts, work, progress.say):
             progress.begin(name, seconds)
     except BaseException:
-        progress.say("stopping trainers that have started …")
+        with contextlib.suppress(OSError, SystemExit):  # nobody may be there to read it
+            progress.say("stopping trainers that have started …")
         # Ctrl-C has closed the connections.
         with contextlib.suppress(UserError), Hosts.listed(command.hosts) as again:
             setup.stop_trainer(again)

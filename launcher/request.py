@@ -3,12 +3,11 @@
 import dataclasses
 from dataclasses import dataclass
 
-from launcher.names import check_run_name, quoted
+from launcher.names import PROG, check_run_name, quoted
 from txl_jax import config
 from txl_jax.config import Command
 from txl_jax.errors import UserError
 
-PROG = "python -m launcher"
 _ONLY_AWS = (
     *("region", "zone", "image", "subnet", "bucket", "reservation", "capacity_block", "nospot"),
     *("max_price", "max_hours", "private_ip", "ssh_cidr", "keep", "instance_type", "machines"),

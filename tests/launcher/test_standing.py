@@ -40,7 +40,7 @@ def test_what_is_missing_is_said_and_nothing_is_made(aws, account):
     assert standing.missing(account, Command()) == [
         f"bucket {BUCKET}: private, encrypted, over TLS only",
         "key pair txl-moto, its private half in the Parameter Store as /txl/keys/txl-moto",
-        f"role and instance profile {PROFILE}: the bucket {BUCKET} and the host's own tags only",
+        f"role and instance profile {PROFILE}: the bucket {BUCKET} alone",
         "security group txl-moto: SSH from this machine, all within the group",
         "cluster placement groups " + ", ".join(f"txl-moto-{zone}" for zone in ZONES),
     ]
