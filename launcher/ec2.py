@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from botocore.exceptions import ClientError
@@ -202,14 +203,19 @@ def stop(account: Account, hosts: Iterable[Host]) -> None:
 
 
 @explained()
-def start_again(account: Account, hosts: Iterable[Host]) -> None:
-    """Starts hosts that were stopped.
+def start_again(account: Account, hosts: Iterable[Host], last_seen: datetime | None = None) -> None:
+    """Starts hosts that were stopped, and notes for how long they have run, which EC2 forgets.
+
+    `last_seen`: as for `Host.hours`.
 
     Raises UserError if their zone has no room for them now.
     """
-    hosts = list(hosts)
+    hosts, now = list(hosts), datetime.now(UTC)
     if not hosts:
         return
+    for host in hosts:
+        hours = {"Key": names.TAG_HOURS, "Value": f"{host.hours(now, last_seen):.4f}"}
+        account.client("ec2").create_tags(Resources=[host.instance_id], Tags=[hours])
     try:
         account.client("ec2", attempts=1).start_instances(
             InstanceIds=[host.instance_id for host in hosts]

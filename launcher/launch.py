@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from launcher import ec2, listed, names, plan, record, setup, speed, standing
+from launcher import again, ec2, listed, names, plan, record, setup, speed, standing
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
 from launcher.hold import Hold, new_attempt
@@ -38,8 +38,7 @@ from launcher.undo import Undo
 from txl_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-SSH_SECONDS = 600.0
-"""For which a host may take from its start until SSH answers."""
+SSH_SECONDS = again.SSH_SECONDS
 _FRESH = timedelta(minutes=15)
 """EC2 shows what was started long before that; so does what it has terminated."""
 _NEVER_HOURS = 24.0 * 365 * 10

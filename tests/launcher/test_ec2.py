@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ pytest_plugins = ["tests.launcher.fixtures"]
 
 ZONES = ("us-east-1b", "us-east-1a", "us-east-1c")
 USER_DATA = "#!/bin/sh\n"
+HOUR = datetime(2026, 1, 2, 10, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -692,8 +694,13 @@ def test_hosts_are_stopped_and_started_again(aws, account, order):
     ec2.stop(account, run.hosts)
     stopped = ec2.wait(account, run, "stopped")
     assert [host.state for host in stopped.hosts] == ["stopped"] * 3
-    ec2.start_again(account, run.hosts)
-    assert [host.state for host in ec2.wait(account, run, "running").hosts] == ["running"] * 3
+    ran = dataclasses.replace(
+        stopped.hosts[0], launched=HOUR, ended=HOUR + timedelta(hours=3), hours_before=1.5
+    )
+    ec2.start_again(account, [ran, *stopped.hosts[1:]])
+    run = ec2.wait(account, run, "running")
+    assert [host.state for host in run.hosts] == ["running"] * 3
+    assert run.hosts[0].hours_before == 4.5
 
 
 def test_spot_hosts_cannot_be_stopped(aws, account, order):
