@@ -13,7 +13,7 @@ from launcher.aws import Account, error_code, explained
 from launcher.things import TAGS, Thing, is_ours
 from txl_jax.errors import UserError
 
-_PATH = "/txl/"
+PATH = "/txl/"
 _POLICY = "txl-host"
 _LONGEST = 64  # as IAM says
 _TRUST = {
@@ -92,7 +92,7 @@ def ensure(account: Account, bucket: str) -> str:
             "EntityAlreadyExists",
             iam.create_role,
             RoleName=name,
-            Path=_PATH,
+            Path=PATH,
             AssumeRolePolicyDocument=json.dumps(_TRUST),
             Description="Hosts that train Transformer-XL",
             Tags=TAGS,
@@ -107,7 +107,7 @@ def ensure(account: Account, bucket: str) -> str:
             "EntityAlreadyExists",
             iam.create_instance_profile,
             InstanceProfileName=name,
-            Path=_PATH,
+            Path=PATH,
             Tags=TAGS,
         )
         # A profile has one role at most: another launch may have put it there.
@@ -127,7 +127,7 @@ def unused(account: Account, in_use: set[str]) -> list[Thing]:
     Args:
       in_use: names of the profiles that the region's instances have.
     """
-    pages = account.client("iam").get_paginator("list_roles").paginate(PathPrefix=_PATH)
+    pages = account.client("iam").get_paginator("list_roles").paginate(PathPrefix=PATH)
     return [
         Thing("role", role["RoleName"])
         for page in pages

@@ -45,7 +45,9 @@ def launch(request: Request, source: Source, console: Console) -> int:
                 "several hosts keep a run in one place: name it with --logdir, s3://BUCKET/FOLDER "
                 "or a folder that all of them see"
             )
-        planned = plan.make_listed(request, number)
+        with console.status("reading the corpus …"):
+            corpus_words = plan.corpus_words(command.experiment)
+        planned = plan.make_listed(request, number, corpus_words)
         if command.json and command.dry_run:
             print(json.dumps(plan.as_json(planned), indent=2))
             return 0

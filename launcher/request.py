@@ -78,6 +78,8 @@ class Request:
     """Its `name` is filled in."""
     trainer_words: tuple[str, ...]
     """The words as typed, without the launcher's own and --logdir."""
+    named: bool
+    """The run's name was typed; otherwise it is the config's, which others may use too."""
 
 
 def parse(words: list[str]) -> Request:
@@ -89,7 +91,8 @@ def parse(words: list[str]) -> Request:
     command = config.parse(PROG, words, LaunchCommand)
     _check(command, _typed(words))
     name = check_run_name(command.name or command.config.lower().replace("_", "-"))
-    return Request(dataclasses.replace(command, name=name), _without_own(words))
+    named = bool(command.name)
+    return Request(dataclasses.replace(command, name=name), _without_own(words), named)
 
 
 def _check(command: LaunchCommand, typed: set[str]) -> None:

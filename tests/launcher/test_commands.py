@@ -1,5 +1,6 @@
 """The commands, against the local cloud: hosts with a real sshd, and S3 as trainers leave it."""
 
+import dataclasses
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from launcher import (
 from launcher.__main__ import main
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
-from launcher.commands import cp
+from launcher.commands import cp, doctor
 from launcher.on_host.keeper import StopRules
 from launcher.record import Record
 from launcher.request import parse
@@ -70,7 +72,8 @@ class Desk:
         words = ["--config=quickstart", "--name", name, "--instance-type=c7i.large"]
         words += [f"--machines={machines}", "--ssh-cidr=127.0.0.0/8", *options]
         account, command = Account.open(), parse(words).command
-        made = standing.ensure(account, command)
+        allowed = [ip_network("127.0.0.0/8")]
+        made = standing.ensure(account, command, allowed, ["us-east-1a", "us-east-1b"])
         kind = hardware.describe(account, "c7i.large")
         launch = secrets.token_hex(8)
         host_key = HostKey.of(made.key_path.read_bytes(), launch)
@@ -505,9 +508,48 @@ def test_prices(desk: Desk) -> None:
     assert "did you mean" in desk.failure("prices", "p3dn.24xlrge")
 
 
+def actions(call: Call) -> list[str]:
+    """What a simulation of policies is about."""
+    return call.numbered("ActionNames.member")
+
+
+def test_doctor_goes_on_where_a_look_is_denied(desk: Desk) -> None:
+    for operation in ("DescribeSpotPriceHistory", "DescribeVpcs"):
+        desk.cloud.refuse(operation, "UnauthorizedOperation")
+    assert main(["doctor", "--json"]) == 1
+    found = {f["what"]: f for f in json.loads(desk.capsys.readouterr().out)}
+    for what in ("price", "what launches share", "starting hosts"):
+        assert found[what]["verdict"] == "bad" and "AWS denies Describe" in found[what]["text"]
+    assert found["permissions"]["verdict"] == found["quota, spot"]["verdict"] == "good"
+
+
+def test_doctor_asks_for_the_path_of_a_role(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As roles of the sign-on have one, and their sessions do not tell it."""
+    name = "AWSReservedSSO_Admin_0123"
+    account = dataclasses.replace(
+        Account.open(), caller=f"arn:aws:sts::123456789012:assumed-role/{name}/ada"
+    )
+    assert doctor._permissions(account).verdict == "unknown"
+    desk.cloud.client("iam").create_role(
+        RoleName=name,
+        Path="/aws-reserved/sso.amazonaws.com/",
+        AssumeRolePolicyDocument="{}",
+    )
+    assert doctor._permissions(account).verdict == "good"
+    asked = [call for call in desk.cloud.calls if call.operation == "SimulatePrincipalPolicy"]
+    path = "role/aws-reserved/sso.amazonaws.com"
+    assert asked[-1].parameters["PolicySourceArn"] == f"arn:aws:iam::123456789012:{path}/{name}"
+
+
 def test_doctor_finds_what_is_wrong(desk: Desk) -> None:
     found = {f["what"]: f for f in json.loads(desk("doctor", "--json"))}
     assert all(finding["verdict"] == "good" for finding in found.values()), found
+    asked = [call for call in desk.cloud.calls if call.operation == "SimulatePrincipalPolicy"]
+    about = {a: call.numbered("ResourceArns.member") for call in asked for a in actions(call)}
+    assert about["s3:PutBucketTagging"] == [f"arn:aws:s3:::{BUCKET}"]
+    assert about["iam:PassRole"][0].startswith("arn:aws:iam::123456789012:role/txl/txl-host-")
+    assert about["ssm:GetParameter"][0].endswith(":parameter/txl/keys/txl-laptop")
+    assert {"ec2:TerminateInstances", "ec2:CreateTags", "iam:TagRole"} < about.keys()
     desk.cloud.ec2.denied = {"iam:PassRole"}
     desk.cloud.ec2.quotas = {"L-7212CCBC": 96.0}
     desk.cloud.refuse("ec2:RunInstances", "UnauthorizedOperation")
