@@ -335,6 +335,13 @@ def test_mosh_is_let_in_and_started(
     assert "StrictHostKeyChecking=yes" in words[0]
     assert words[1:4] == [f"ubuntu@{run.hosts[0].public_ip}", "--", "sh"]
     assert let_in(desk) == {("tcp", 22, "127.0.0.0/8"), ("udp", 60000, "203.0.113.7/32")}
+    host = run.hosts[0].instance_id
+    assert any({"install", "mosh"} <= set(words) for words in desk.cloud.recorded(host, "apt-get"))
+    desk.cloud.break_program(0, "apt-get", "E: Unable to locate package mosh")
+    assert desk.failure("ssh", "first", "--mosh") == (
+        "the host has no mosh, and it cannot be installed (E: Unable to locate package mosh): log "
+        "in without --mosh"
+    )
 
 
 def test_another_machine_is_let_in_when_hosts_do_not_answer_it(
