@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 
 from launcher import commands
+from launcher.names import PROG
 from txl_jax.config import nearest, parse_words
 from txl_jax.errors import UserError, run_command
-
-PROG = "python -m launcher"
 
 
 def main(words: list[str]) -> int:

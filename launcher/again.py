@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from launcher import hardware, lookup, objects, reach, record, setup
 from launcher.aws import Account
+from launcher.hold import Hold, new_attempt
 from launcher.progress import Progress
 from launcher.record import Record
 from launcher.runs import Run
 from launcher.shared import Shared
 from launcher.source import Source
 from txl_jax.errors import UserError
+
+SSH_SECONDS = 600.0
+"""For which a host may take from its start until SSH answers."""
 
 
 def known_launch(account: Account, run: Run) -> tuple[str, Record, str]:
@@ -31,6 +36,17 @@ def known_launch(account: Account, run: Run) -> tuple[str, Record, str]:
             f"{record.key(run.name)} is another launch's, or is gone"
         )
     return bucket, known, version
+
+
+def check_whole(account: Account, run: Run, known: Record) -> None:
+    """Raises UserError unless all hosts of a run are there: fewer would wait for the others."""
+    machines = known.config.cluster.machines
+    if len(run.hosts) != machines:
+        raise UserError(
+            f"{len(run.hosts)} hosts of {run.name} stand ready, and it trains on {machines}: "
+            f"{account.command('kill', run.name)} ends them, and the command that launched it then "
+            "goes on from the last checkpoint"
+        )
 
 
 @contextlib.contextmanager
@@ -49,36 +65,55 @@ def kept_source(account: Account, bucket: str, known: Record) -> Iterator[Path]:
         yield path
 
 
-def replace_source(
-    account: Account, bucket: str, run: Run, known: Record, version: str, source: Source
-) -> Record:
-    """Keeps another source for a run, and notes it in the record of its launch; returns that.
+def keep_source(account: Account, bucket: str, known: Record, source: Source) -> Record:
+    """Keeps another source in the bucket; returns the record that names it, as yet unwritten."""
+    objects.write(account, bucket, source_key(source.sha256), source.path.read_bytes())
+    revision = source.revision + "-dirty" * source.dirty
+    return dataclasses.replace(known, source=source.sha256, revision=revision)
+
+
+def take_hold(account: Account, bucket: str, name: str, known: Record, version: str) -> Hold:
+    """Writes the record of a run in place of `version`; what drives its hosts lets go of them.
 
     Raises UserError if the run is launched by another command at this moment.
     """
-    objects.write(account, bucket, source_key(source.sha256), source.path.read_bytes())
-    revision = source.revision + "-dirty" * source.dirty
-    changed = dataclasses.replace(known, source=source.sha256, revision=revision)
-    record.write(account, bucket, run.name, changed, version)
-    return changed
+    taken = dataclasses.replace(known, attempt=new_attempt())
+    record.write(account, bucket, name, taken, version)
+    return Hold(account, bucket, name, taken.attempt)
 
 
-def train(
-    account: Account, run: Run, known: Record, archive: Path, private: bool, console: Console
-) -> None:
-    """Prepares all hosts of a run, which are running, and starts their trainers.
+@contextlib.contextmanager
+def what_stands_is_said(account: Account, run: Run, console: Console) -> Iterator[None]:
+    """If the block is left by an error or Ctrl-C, says which hosts may run on, and what to do."""
+    ids = ", ".join(host.instance_id for host in run.hosts)
+    first, *others = (account.command(verb, run.name) for verb in ("start", "stop", "kill"))
+    stand = (
+        f"the hosts of {run.name} ({ids}) may run, and cost: {first} has them train, {others[0]} "
+        f"stops them, {others[1]} ends them"
+    )
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; {stand}") from error
+    except BaseException:
+        with contextlib.suppress(OSError, SystemExit):  # nobody may be there to read it
+            console.print(Text(stand), soft_wrap=True)
+        raise
+
+
+def prepared(account: Account, run: Run, bucket: str, known: Record, archive: Path) -> setup.Work:
+    """What the hosts of a run are to be prepared for.
 
     `archive`: of the source that the record names.
 
-    Raises UserError: names the hosts where that failed. They run on.
+    Raises UserError if the hosts' image is not to be had any more.
     """
     kind = hardware.describe(account, run.hosts[0].kind)
     image = hardware.image(account, kind, known.options["image"])
-    bucket = run.logdir.removeprefix("s3://").split("/")[0]
-    work = setup.Work(
+    return setup.Work(
         config=known.config,
         words=known.words,
-        logdir=run.logdir,
+        logdir=f"s3://{bucket}/runs/{run.name}",
         output=f"s3://{bucket}/launches/{run.name}",
         archive=archive,
         sha256=known.source,
@@ -89,11 +124,21 @@ def train(
         network_gbps=kind.network_gbps,
         shared=Shared(account, bucket),
     )
+
+
+def train(
+    account: Account, run: Run, work: setup.Work, hold: Hold, private: bool, console: Console
+) -> None:
+    """Prepares all hosts of a run, which are running, and starts their trainers.
+
+    Raises UserError: names the hosts where that failed. They run on.
+    """
     with Progress(console) as progress:
-        progress.begin("SSH", reach.WAIT_SECONDS)
-        with reach.reached(account, run, private) as hosts:
+        progress.begin("SSH", SSH_SECONDS)
+        with reach.reached(account, run, private, SSH_SECONDS) as hosts:
             progress.watch(hosts.names, hosts.seconds)
             for name, seconds in setup.phases(hosts, work, progress.say):
+                hold.check()
                 progress.begin(name, seconds)
 
 

@@ -15,6 +15,6 @@ def duration(time: timedelta) -> str:
     return f"{minutes} min" if minutes else f"{seconds} s"
 
 
-def dollars(amount: float) -> str:
-    """US dollars and cents."""
-    return f"${amount:,.2f}"
+def dollars(amount: float | None) -> str:
+    """US dollars and cents; `unknown` for None."""
+    return "unknown" if amount is None else f"${amount:,.2f}"

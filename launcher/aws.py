@@ -28,7 +28,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as AwsConnectionError
 
-from launcher.names import printable
+from launcher.names import PROG, printable, quoted
 from txl_jax.config import nearest
 from txl_jax.errors import UserError
 
@@ -73,6 +73,8 @@ class Account:
     """ARN of the caller; without the session's name where a machine makes one up each time."""
     user: str
     """The caller's short name: letters, digits, `.`, `_` and `-`."""
+    configured: str
+    """The region of commands that name none; empty: they have to name one."""
     _session: boto3.Session = field(repr=False, compare=False)
     _clients: dict[tuple[str, str, int], Any] = field(
         default_factory=dict, repr=False, compare=False
@@ -88,14 +90,20 @@ class Account:
         with explained():
             session = boto3.Session(region_name=region or None)
             chosen = _check_region(session)
+            configured = (boto3.Session() if region else session).region_name or ""
             identity = session.client("sts", config=_settings(_ATTEMPTS)).get_caller_identity()
         caller, user = _who(identity["Arn"])
-        return cls(chosen, identity["Account"], caller, user, session)
+        return cls(chosen, identity["Account"], caller, user, configured, session)
 
     @property
     def partition(self) -> str:
         """First part of the account's ARNs: aws, aws-cn or aws-us-gov."""
         return self.caller.split(":")[1]
+
+    def command(self, verb: str, *words: str) -> str:
+        """What to type for a command of the launcher to be about this region."""
+        where = ("--region", self.region) if self.region != self.configured else ()
+        return f"`{quoted([*PROG.split(), verb, *words, *where])}`"
 
     def client(self, service: str, region: str = "", attempts: int = _ATTEMPTS) -> Any:
         """boto3's client of a service, in the account's region or another; threads may share it.

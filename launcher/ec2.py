@@ -9,7 +9,8 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from botocore.exceptions import ClientError
 
@@ -42,7 +43,24 @@ _NOT_KNOWN_YET = {
     *("InvalidSecurityGroupID.NotFound", "InvalidSubnetID.NotFound"),
 }
 _BROKEN = {"InternalError", "InternalFailure", "ServiceUnavailable", "Unavailable"}
-_DEAD = ("shutting-down", "terminated", "stopping", "stopped")
+_DEAD = ("shutting-down", "terminated")
+_STOPPED = ("stopping", "stopped")
+
+
+class Stopped(UserError):
+    """Hosts of a launch were stopped meanwhile: they are kept."""
+
+
+class _Refused(ClientError):
+    """EC2 refuses to start hosts, and cannot have started any before."""
+
+
+class Undone(NamedTuple):
+    """What has become of the hosts of a launch."""
+
+    terminated: list[Host]
+    stopped: list[Host]
+    """Those that somebody has stopped; they are kept."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +114,12 @@ def check_reachable(kind: InstanceType, count: int, private_ip: bool) -> None:
 
 
 @explained()
-def start(account: Account, order: Order, say: Callable[[str], None]) -> Run:
+def start(
+    account: Account,
+    order: Order,
+    say: Callable[[str], None],
+    held: Callable[[], bool] = lambda: True,
+) -> Run:
     """All hosts of a run, running and numbered, in the first zone that has room for all of them.
 
     Hosts that this launch has started before are taken on instead. Whatever ends it otherwise,
@@ -105,17 +128,15 @@ def start(account: Account, order: Order, say: Callable[[str], None]) -> Run:
 
     Args:
       say: is told, in a line, of every zone without room and of long waits.
+      held: tells whether the launch is still this command's; otherwise nothing is terminated.
 
     Raises UserError if no zone has room (with each zone's answer), for a quota, if AWS refuses, or
-    if the hosts do not come up.
+    if the hosts do not come up; Stopped if they were stopped, which leaves them as they are.
     """
     check_reachable(order.kind, order.count, order.private_ip)
     standing = _standing_by_now(account, order) if order.again else _standing(account, order)
-    if any(host.state in ("stopping", "stopped") for host in standing):
-        raise UserError(
-            f"hosts of {order.name} stand already, stopped: `start {order.name}` starts them "
-            f"again, `kill {order.name}` terminates them"
-        )
+    if any(host.state in _STOPPED for host in standing):
+        raise _stopped(account, order)
     answers, asked = [], []
     try:
         for zone, found in _attempts(account, order, standing, say):
@@ -125,25 +146,27 @@ def start(account: Account, order: Order, say: Callable[[str], None]) -> Run:
                 return outcome
             answers.append(f"{zone}: {outcome}")
             say(f"no hosts in {answers[-1]}")
+    except Stopped:
+        raise
     except BaseException as end:
         try:
             with explained():
-                _terminate(account, asked)
-                # EC2 has answered a request that it refused: nothing can come after it.
-                if not isinstance(end, (ClientError, UserError)):
-                    undo(account, order.name, order.launch)
+                if held():
+                    _terminate(account, asked)
+                    if not isinstance(end, _Refused):
+                        undo(account, order.name, order.launch)
         except Exception as error:
             raise UserError(
                 f"hosts of {order.name} may be running ({error}): terminate them with "
-                f"`python -m launcher kill {order.name}`"
+                f"{account.command('kill', order.name)}"
             ) from end
         raise
     raise UserError(_all_full(order, answers))
 
 
 @explained()
-def undo(account: Account, name: str, launch: str) -> list[Host]:
-    """Terminates what a launch has started, and returns it.
+def undo(account: Account, name: str, launch: str) -> Undone:
+    """Terminates what a launch has started, but for hosts that somebody has stopped meanwhile.
 
     EC2 shows an instance only some seconds after the request that started it, which may have been
     cut off: if there is nothing, it looks again.
@@ -151,16 +174,18 @@ def undo(account: Account, name: str, launch: str) -> list[Host]:
     terminated: dict[str, Host] = {}
     deadline = time.monotonic() + _LATE_SECONDS
     while True:
-        new = [
+        found = [
             host
             for run in runs.find(account, name, all_users=True)
             for host in run.hosts
             if run.launch == launch and host.instance_id not in terminated
         ]
+        stopped = [host for host in found if host.state in _STOPPED]
+        new = [host for host in found if host not in stopped]
         terminate(account, new)
         terminated |= {host.instance_id: host for host in new}
-        if not new and (terminated or time.monotonic() > deadline):
-            return list(terminated.values())
+        if not new and (terminated or stopped or time.monotonic() > deadline):
+            return Undone(list(terminated.values()), stopped)
         time.sleep(POLL_SECONDS)
 
 
@@ -172,20 +197,25 @@ def stop(account: Account, hosts: Iterable[Host]) -> None:
     """
     hosts = list(hosts)
     if any(host.spot for host in hosts):
-        raise UserError("spot hosts cannot be stopped and started again: use `kill`")
+        raise UserError("spot hosts cannot be stopped and started again: kill them")
     if hosts:
         account.client("ec2").stop_instances(InstanceIds=[host.instance_id for host in hosts])
 
 
 @explained()
-def start_again(account: Account, hosts: Iterable[Host]) -> None:
-    """Starts hosts that were stopped.
+def start_again(account: Account, hosts: Iterable[Host], last_seen: datetime | None = None) -> None:
+    """Starts hosts that were stopped, and notes for how long they have run, which EC2 forgets.
+
+    `last_seen`: as for `Host.hours`.
 
     Raises UserError if their zone has no room for them now.
     """
-    hosts = list(hosts)
+    hosts, now = list(hosts), datetime.now(UTC)
     if not hosts:
         return
+    for host in hosts:
+        hours = {"Key": names.TAG_HOURS, "Value": f"{host.hours(now, last_seen):.4f}"}
+        account.client("ec2").create_tags(Resources=[host.instance_id], Tags=[hours])
     try:
         account.client("ec2", attempts=1).start_instances(
             InstanceIds=[host.instance_id for host in hosts]
@@ -195,7 +225,7 @@ def start_again(account: Account, hosts: Iterable[Host]) -> None:
             raise
         raise UserError(
             f"{hosts[0].zone} has no room for the hosts now ({error_code(error)}): try again "
-            "later, or `kill` them and launch the run anew, from its checkpoint in S3"
+            "later, or kill them and launch the run anew, from its checkpoint in S3"
         ) from error
 
 
@@ -267,7 +297,7 @@ def _request(
     ec2 = account.client("ec2", attempts=1)
     parameters = _parameters(account, order, zone)
     deadline = time.monotonic() + _REQUEST_SECONDS
-    told = False
+    told = unclear = False
     while True:
         try:
             answer = ec2.run_instances(**parameters)
@@ -277,10 +307,14 @@ def _request(
                 return f"{error_code(error)}, {error_message(error)}"
             if error_code(error) == "IdempotentParameterMismatch":
                 return _of_the_first_request(account, order, zone)
+            unclear = unclear or error_code(error) in _BROKEN
             if not _passes(error) or time.monotonic() > deadline:
-                raise
+                if unclear:
+                    raise
+                raise _Refused(error.response, error.operation_name) from error
             cause = error_code(error)
         except UNREACHABLE:
+            unclear = True
             if time.monotonic() > deadline:
                 raise
             cause = "no answer"
@@ -341,7 +375,6 @@ def _parameters(account: Account, order: Order, zone: str) -> dict[str, Any]:
             # A token reaches the host itself and nothing behind it: no container, no proxy that
             # somebody talks a program on the host into using, gets the role's credentials.
             "HttpPutResponseHopLimit": 1,
-            "InstanceMetadataTags": "enabled",
         },
         # A host ends by shutting itself down. The disk of one that may start again is kept.
         "InstanceInitiatedShutdownBehavior": "terminate" if order.spot else "stop",
@@ -412,6 +445,8 @@ def _all_running(account: Account, order: Order, instance_ids: list[str]) -> Run
     while True:
         instances = _describe(account, instance_ids)
         states = [instance["State"]["Name"] for instance in instances]
+        if any(state in _STOPPED for state in states):
+            raise _stopped(account, order)
         if any(state in _DEAD for state in states) or len(instance_ids) != order.count:
             _terminate(account, sorted(set(instance_ids) - _dead(instances)))
             _until_terminated(account, instance_ids)
@@ -475,11 +510,14 @@ def _describe(account: Account, instance_ids: list[str]) -> list[dict[str, Any]]
 
 
 def _dead(instances: list[dict[str, Any]]) -> set[str]:
-    return {
-        instance["InstanceId"]
-        for instance in instances
-        if instance["State"]["Name"] in ("shutting-down", "terminated")
-    }
+    return {instance["InstanceId"] for instance in instances if instance["State"]["Name"] in _DEAD}
+
+
+def _stopped(account: Account, order: Order) -> Stopped:
+    return Stopped(
+        f"hosts of {order.name} have been stopped: {account.command('start', order.name)} starts "
+        f"them again, {account.command('kill', order.name)} terminates them"
+    )
 
 
 def _why_dead(instances: list[dict[str, Any]]) -> str:

@@ -1,8 +1,6 @@
 """The role of the hosts: what a program on them may do in the account, and nothing else.
 
-They may list, read, write and delete in the launcher's bucket. Each may set the tag `txl:state`, on
-itself alone: in a request with the credentials of an instance, `aws:userid` ends with its id, and
-must be that of the instance that is tagged. Its own tags a host reads at its metadata service.
+They may list, read, write and delete in the launcher's bucket.
 """
 
 import hashlib
@@ -12,11 +10,10 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from launcher.aws import Account, error_code, explained
-from launcher.names import TAG_STATE
 from launcher.things import TAGS, Thing, is_ours
 from txl_jax.errors import UserError
 
-_PATH = "/txl/"
+PATH = "/txl/"
 _POLICY = "txl-host"
 _LONGEST = 64  # as IAM says
 _TRUST = {
@@ -68,18 +65,6 @@ def policy(account: Account, bucket: str) -> dict[str, Any]:
                 ],
                 "Resource": f"{arn}/*",
             },
-            {
-                "Sid": "OwnState",
-                "Effect": "Allow",
-                "Action": "ec2:CreateTags",
-                "Resource": (
-                    f"arn:{account.partition}:ec2:{account.region}:{account.id}:instance/*"
-                ),
-                "Condition": {
-                    "StringLike": {"aws:userid": "*:${ec2:InstanceID}"},
-                    "ForAllValues:StringEquals": {"aws:TagKeys": [TAG_STATE]},
-                },
-            },
         ],
     }
 
@@ -90,7 +75,7 @@ def missing(account: Account, bucket: str) -> list[str]:
     name = profile_name(account, bucket)
     if _has_policy(account, name, bucket) and _profile(account, name).get("Roles"):
         return []
-    return [f"role and instance profile {name}: the bucket {bucket} and the host's own tags only"]
+    return [f"role and instance profile {name}: the bucket {bucket} alone"]
 
 
 @explained()
@@ -107,7 +92,7 @@ def ensure(account: Account, bucket: str) -> str:
             "EntityAlreadyExists",
             iam.create_role,
             RoleName=name,
-            Path=_PATH,
+            Path=PATH,
             AssumeRolePolicyDocument=json.dumps(_TRUST),
             Description="Hosts that train Transformer-XL",
             Tags=TAGS,
@@ -122,7 +107,7 @@ def ensure(account: Account, bucket: str) -> str:
             "EntityAlreadyExists",
             iam.create_instance_profile,
             InstanceProfileName=name,
-            Path=_PATH,
+            Path=PATH,
             Tags=TAGS,
         )
         # A profile has one role at most: another launch may have put it there.
@@ -142,7 +127,7 @@ def unused(account: Account, in_use: set[str]) -> list[Thing]:
     Args:
       in_use: names of the profiles that the region's instances have.
     """
-    pages = account.client("iam").get_paginator("list_roles").paginate(PathPrefix=_PATH)
+    pages = account.client("iam").get_paginator("list_roles").paginate(PathPrefix=PATH)
     return [
         Thing("role", role["RoleName"])
         for page in pages

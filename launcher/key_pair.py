@@ -41,7 +41,7 @@ def missing(account: Account) -> list[str]:
     name = key_name(account)
     if _stored(account, name) and _registered(account, name):
         return []
-    return [f"key pair {name}, its private half in the Parameter Store as {_parameter(name)}"]
+    return [f"key pair {name}, its private half in the Parameter Store as {parameter(name)}"]
 
 
 @explained()
@@ -57,7 +57,7 @@ def ensure(account: Account) -> Path:
     public = _public_half(private)
     if not public:
         raise UserError(
-            f"the parameter {_parameter(name)} holds no SSH key: delete it, and a new one is made"
+            f"the parameter {parameter(name)} holds no SSH key: delete it, and a new one is made"
         )
     _register(account, name, public)
     return _keep(account, name, private)
@@ -73,7 +73,7 @@ def fetch(account: Account, name: str) -> Path:
         raise UserError(f"{printable(name)!r} is not a key pair of this launcher")
     private = _stored(account, name) or _copy_of(account, name)
     if not private:
-        raise UserError(f"there is no private half of the key pair {name}: {_parameter(name)}")
+        raise UserError(f"there is no private half of the key pair {name}: {parameter(name)}")
     return _keep(account, name, private)
 
 
@@ -84,7 +84,8 @@ def unused(account: Account, in_use: set[str]) -> list[Thing]:
     """
     name = key_name(account)
     with explained():
-        stands = _stored(account, name) or _registered(account, name)
+        known = _registered(account, name)
+        stands = is_ours(known.get("Tags")) if known else bool(_stored(account, name))
     return [Thing("key pair", name)] if stands and name not in in_use else []
 
 
@@ -93,14 +94,15 @@ def remove(account: Account, name: str) -> None:
     """Removes both halves, and this machine's copy."""
     account.client("ec2").delete_key_pair(KeyName=name)
     try:
-        account.client("ssm").delete_parameter(Name=_parameter(name))
+        account.client("ssm").delete_parameter(Name=parameter(name))
     except ClientError as error:
         if error_code(error) != "ParameterNotFound":
             raise
     _path(account, name).unlink(missing_ok=True)
 
 
-def _parameter(name: str) -> str:
+def parameter(name: str) -> str:
+    """Where the Parameter Store has the private half of a key pair."""
     return f"/txl/keys/{name}"
 
 
@@ -110,7 +112,7 @@ def _path(account: Account, name: str) -> Path:
 
 def _stored(account: Account, name: str) -> str | None:
     try:
-        answer = account.client("ssm").get_parameter(Name=_parameter(name), WithDecryption=True)
+        answer = account.client("ssm").get_parameter(Name=parameter(name), WithDecryption=True)
     except ClientError as error:
         if error_code(error) != "ParameterNotFound":
             raise
@@ -122,7 +124,7 @@ def _store(account: Account, name: str, private: str) -> str:
     """Stores a private half, unless one is there; returns the one that is there then."""
     try:
         account.client("ssm").put_parameter(
-            Name=_parameter(name),
+            Name=parameter(name),
             Description="Private half of the SSH key pair of Transformer-XL's hosts",
             Value=private,
             Type="SecureString",

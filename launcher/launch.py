@@ -20,9 +20,11 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from launcher import ec2, listed, names, plan, record, setup, speed, standing
+from launcher import again, ec2, listed, names, plan, record, setup, speed, standing
+from launcher.amounts import dollars
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
+from launcher.hold import Hold, new_attempt
 from launcher.on_host.keeper import KEEP, StopRules
 from launcher.plan import Plan, Rental
 from launcher.progress import Progress
@@ -37,8 +39,7 @@ from launcher.undo import Undo
 from txl_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-SSH_SECONDS = 600.0
-"""For which a host may take from its start until SSH answers."""
+SSH_SECONDS = again.SSH_SECONDS
 _FRESH = timedelta(minutes=15)
 """EC2 shows what was started long before that; so does what it has terminated."""
 _NEVER_HOURS = 24.0 * 365 * 10
@@ -64,8 +65,10 @@ def main(words: list[str]) -> int:
 def _on_aws(request: Request, source: Source, console: Console) -> int:
     command = request.command
     account = Account.open(command.region)
+    with console.status("reading the corpus …"):
+        corpus_words = plan.corpus_words(command.experiment)
     with console.status("asking AWS …"):
-        planned = plan.make(account, request)
+        planned = plan.make(account, request, corpus_words)
     run = _to_go_on_with(account, planned, request)
     if command.json and command.dry_run:
         print(json.dumps(plan.as_json(planned), indent=2))
@@ -83,7 +86,7 @@ def _on_aws(request: Request, source: Source, console: Console) -> int:
     if not training:
         run = rented.start()
     assert run
-    _say_how_it_goes_on(console, planned, planned.rental, run, command)
+    _say_how_it_goes_on(console, planned.rental, run, command)
     if command.json:
         print(json.dumps(plan.as_json(planned) | {"hosts": _hosts_as_json(run)}, indent=2))
     return 0
@@ -109,12 +112,12 @@ class _Launch:
         kill = self.request.command.follow_up("kill")
         stand = f"the hosts of {run.name} stand ({ids}): `{kill}`"
         try:
-            made = standing.ensure(self.account, self.request.command)
+            made = self._ensure(run.launch)
             with Hosts.of(run, made.key_path, self.request.command.private_ip) as hosts:
                 hosts.wait(SSH_SECONDS)
                 training = setup.is_training(hosts)
                 if training:
-                    self._hold(hosts)
+                    self._keep(hosts)
                 return run, training
         except KeyboardInterrupt:
             self.console.print(Text(f"{stand} ends them"), soft_wrap=True)
@@ -131,25 +134,30 @@ class _Launch:
         ):
             undo.started(*(run.hosts for run in self.plan.standing if run.launch == launch))
             progress.begin("account")
-            made = standing.ensure(self.account, command)
+            made = self._ensure(launch)
             written = self._write_record(made, launch)
+            hold = Hold(self.account, made.bucket, command.name, written.attempt)
+            undo.holds(hold)
             host_key = HostKey.of(made.key_path.read_bytes(), launch)
             progress.begin("hosts")
-            run = ec2.start(self.account, self._order(made, written, host_key), progress.say)
+            order = self._order(made, written, host_key)
+            run = ec2.start(self.account, order, progress.say, lambda: not hold.lost())
             undo.started(run.hosts)
+            hold.check()
             with Hosts.of(run, made.key_path, command.private_ip) as hosts:
                 progress.watch(hosts.names, hosts.seconds)
                 progress.begin("SSH", SSH_SECONDS)
                 hosts.wait(SSH_SECONDS)
                 work = self._work(made, run)
                 for name, seconds in setup.phases(hosts, work, progress.say):
+                    hold.check()
                     progress.begin(name, seconds)
-                self._hold(hosts)
+                self._keep(hosts)
             undo.release()
             self._remember_speed(made)
         return run
 
-    def _hold(self, hosts: Hosts) -> None:
+    def _keep(self, hosts: Hosts) -> None:
         """With --keep, tells hosts that train not to stop; until then they stop as others do."""
         if self.request.command.keep:
             hosts.run(f"touch ~/txl/{KEEP}", timeout=_SHORT)
@@ -169,6 +177,15 @@ class _Launch:
         same = not record.differences(known, self.request.command)
         return known.launch if stands or (fresh and same and not seen) else record.new_launch()
 
+    def _ensure(self, launch: str) -> Standing:
+        near = self.rental.near(self._zones(launch))
+        return standing.ensure(self.account, self.request.command, self.rental.ssh, near)
+
+    def _zones(self, launch: str) -> tuple[str, ...]:
+        """In another order, a launch that goes on would begin in a zone where nothing stands."""
+        earlier = self._earlier(launch)
+        return earlier.zones if earlier else self.rental.zones
+
     def _earlier(self, launch: str) -> Record | None:
         """The record of this launch, if it is an earlier one that goes on."""
         known = self.plan.record
@@ -184,10 +201,10 @@ class _Launch:
             config=self.request.command.experiment,
             words=self.request.trainer_words,
             options=record.options(self.request.command),
-            # In another order, a launch that goes on would begin in a zone where nothing stands.
-            zones=earlier.zones if earlier else self.rental.zones,
+            zones=self._zones(launch),
             source=self.source.sha256,
             revision=self.source.revision + "-dirty" * self.source.dirty,
+            attempt=new_attempt(),
         )
         record.write(
             self.account, made.bucket, self.request.command.name, written, self.plan.version
@@ -303,11 +320,8 @@ def _agreed(planned: Plan, rental: Rental, request: Request) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _say_how_it_goes_on(
-    console: Console, planned: Plan, rental: Rental, run: Run, command: LaunchCommand
-) -> None:
-    price = rental.price(planned.machines)
-    cost = "" if price is None else f", ${price:,.2f} an hour"
+def _say_how_it_goes_on(console: Console, rental: Rental, run: Run, command: LaunchCommand) -> None:
+    cost = "" if run.price is None else f", {dollars(run.price)} an hour"
     name, rules = run.name, StopRules()
     private = ("--private-ip",) if command.private_ip else ()
     lines = [
@@ -349,6 +363,9 @@ def _signals_as_interrupts() -> Iterator[None]:
     """SIGTERM and SIGHUP (a terminal that is closed) do as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        if number == signal.SIGHUP:
+            # The kernel and the shell both send it; the second must not cut short what undoes.
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signals = (signal.SIGTERM, signal.SIGHUP)

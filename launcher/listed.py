@@ -45,7 +45,9 @@ def launch(request: Request, source: Source, console: Console) -> int:
                 "several hosts keep a run in one place: name it with --logdir, s3://BUCKET/FOLDER "
                 "or a folder that all of them see"
             )
-        planned = plan.make_listed(request, number)
+        with console.status("reading the corpus …"):
+            corpus_words = plan.corpus_words(command.experiment)
+        planned = plan.make_listed(request, number, corpus_words)
         if command.json and command.dry_run:
             print(json.dumps(plan.as_json(planned), indent=2))
             return 0
@@ -91,7 +93,8 @@ def _start(request: Request, source: Source, hosts: Hosts, progress: Progress) -
         for name, seconds in setup.phases(hosts, work, progress.say):
             progress.begin(name, seconds)
     except BaseException:
-        progress.say("stopping trainers that have started …")
+        with contextlib.suppress(OSError, SystemExit):  # nobody may be there to read it
+            progress.say("stopping trainers that have started …")
         # Ctrl-C has closed the connections.
         with contextlib.suppress(UserError), Hosts.listed(command.hosts) as again:
             setup.stop_trainer(again)

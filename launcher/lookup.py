@@ -14,7 +14,7 @@ _NOT_OURS = {"403", "404", "AccessDenied", "NoSuchBucket"}
 
 
 def standing(account: Account, name: str) -> Run:
-    """The latest launch of a run, whoever's, that has hosts which run or are stopped.
+    """The latest launch of a run that has hosts which run or are stopped: the caller's own, if any.
 
     Raises UserError if there is none, with the nearest name that there is.
     """
@@ -23,9 +23,14 @@ def standing(account: Account, name: str) -> Run:
         known = sorted({run.name for run in runs.find(account, all_users=True)})
         raise UserError(
             f"no host of a run {name} stands in {account.region}{nearest(name, known)}; "
-            "`python -m launcher ls --all` lists the runs"
+            f"{account.command('ls', '--all')} lists the runs"
         )
-    return found[-1]
+    return preferred(account, found)[-1]
+
+
+def preferred(account: Account, found: list[Run]) -> list[Run]:
+    """The caller's own of these runs, or if there are none, all: names are not reserved."""
+    return [run for run in found if run.owner == account.caller] or found
 
 
 def running(account: Account, name: str) -> Run:
@@ -84,6 +89,7 @@ def check_bucket(account: Account, wanted: str) -> str:
 
 def _tagged(account: Account, name: str) -> str:
     """What the tags of a run's hosts say of its bucket; empty: nothing."""
-    found = [run.logdir for run in runs.find(account, name, all_users=True, gone=True)]
-    known = [logdir for logdir in found if logdir]
-    return known[-1].removeprefix("s3://").split("/")[0] if known else ""
+    found = [run for run in runs.find(account, name, all_users=True, gone=True) if run.logdir]
+    if not found:
+        return ""
+    return preferred(account, found)[-1].logdir.removeprefix("s3://").split("/")[0]

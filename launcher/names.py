@@ -26,11 +26,12 @@ TAG_HOST_KEY = "txl:host-key"
 TAG_USER = "txl:user"
 """Login name on the hosts."""
 TAG_STARTED = "txl:started"
-TAG_STATE = "txl:state"
-"""The one tag that a host may set, on itself."""
+TAG_HOURS = "txl:hours"
+"""For how many hours the host ran before it was last stopped."""
 TAG_NAME = "Name"
 
 MADE_BY = "txl-launcher"
+PROG = "python -m launcher"
 
 _RUN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 

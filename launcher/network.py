@@ -11,6 +11,9 @@ from launcher.aws import Account, error_code, explained
 from launcher.names import printable
 from txl_jax.errors import UserError
 
+_DEFAULT_CIDR = "172.31.0.0/16"
+"""Addresses of every default VPC."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -72,19 +75,22 @@ def find(account: Account, subnet: str) -> Network | None:
     return Network(vpc["VpcId"], vpc["CidrBlock"], dict(by_zone))
 
 
-def own_private_address(network: Network) -> str:
+def own_private_address(network: Network | None) -> str:
     """This machine's address towards the VPC: from within it, or through a VPN.
+
+    `network`: None for the default VPC that is yet to be made.
 
     Raises UserError if there is no way to it.
     """
+    cidr = network.cidr if network else _DEFAULT_CIDR
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             # Connecting such a socket sends nothing; it only looks the way up.
-            probe.connect((str(ip_network(network.cidr)[1]), 22))
+            probe.connect((str(ip_network(cidr)[1]), 22))
         except OSError as error:
             raise UserError(
-                f"this machine has no way to the hosts' network {network.cidr}: --private-ip works "
-                "from within it or through a VPN; or say where SSH comes from with --ssh-cidr"
+                f"this machine has no way to the hosts' network {cidr}: --private-ip works from "
+                "within it or through a VPN; or say where SSH comes from with --ssh-cidr"
             ) from error
         return probe.getsockname()[0]
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher import (
+    corpus,
     ec2,
     hardware,
     log_bucket,
@@ -19,6 +20,7 @@ from launcher import (
     objects,
     record,
     runs,
+    security_group,
     speed,
     standing,
     trainer,
@@ -30,6 +32,7 @@ from launcher.network import Network
 from launcher.record import Record
 from launcher.request import LaunchCommand, Request
 from launcher.runs import Run
+from launcher.security_group import Source
 from launcher.speed import Speed
 from txl_jax import corpora, run_folder
 from txl_jax.checks import check_capability, check_experiment, check_throughput
@@ -39,6 +42,8 @@ from txl_jax.errors import UserError
 RESULTS = "results.json"
 """What a run writes in its folder when it has finished."""
 
+_OF_A_MODEL = (run_folder.CONFIG, run_folder.IMPORTED)
+"""One of these is in the folder of a run, or of weights that were imported."""
 _CAPABILITIES = {"K80": 3.7, "M60": 5.2, "P4": 6.1, "V100": 7.0, "T4": 7.5, "T4g": 7.5}
 """Compute capability of the GPUs that lack a type; EC2 does not tell it."""
 
@@ -60,8 +65,12 @@ class Rental:
     """US dollars an hour of one host, by zone, where it is known."""
     on_demand: float | None
     """US dollars an hour of one host on demand; None: not known."""
+    max_price: float | None
+    """US dollars an hour that a spot host may cost; None: as much as on demand."""
     max_hours: float | None
     """Hours after which hosts stop, whatever they do; None: never."""
+    ssh: tuple[Source, ...]
+    """Where SSH may come from."""
     creates: tuple[str, ...]
     """What is made in the account, in words."""
 
@@ -69,6 +78,18 @@ class Rental:
         """US dollars an hour of all hosts in the first zone; None: not known."""
         price = self.prices.get(self.zones[0])
         return None if price is None else machines * price
+
+    def bound(self, machines: int) -> float | None:
+        """US dollars an hour that all hosts cost at most, in whatever zone; None: not known."""
+        if self.spot:
+            most = self.on_demand if self.max_price is None else self.max_price
+        else:
+            most = max(self.prices.values(), default=None)
+        return None if most is None else machines * most
+
+    def near(self, zones: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the zones where hosts stand in a cluster placement group, if they can at all."""
+        return zones if self.kind.clusters else ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,8 @@ class Plan:
     """Of the latest launch of this name."""
     version: str
     """Of the record in the bucket."""
+    others: str
+    """ARN of whoever launched the run that this goes on with; empty: the caller, or nobody."""
 
     @property
     def standing(self) -> tuple[Run, ...]:
@@ -128,8 +151,19 @@ def check(cfg: Config) -> None:
         raise UserError(f"--vocab-file {cfg.data.vocab_file}: there is no such file")
 
 
-def make(account: Account, request: Request) -> Plan:
+def corpus_words(cfg: Config) -> tuple[str, ...]:
+    """What hosts are told in place of the corpus's folders on this machine.
+
+    Reads the whole corpus. Raises UserError if that cannot be done.
+    """
+    found = corpus.find(cfg.data)
+    return found.words if found else ()
+
+
+def make(account: Account, request: Request, corpus_words: tuple[str, ...] = ()) -> Plan:
     """The plan of a launch on AWS.
+
+    `corpus_words`: words of the trainer beside those that were typed.
 
     Raises UserError: the instance type is not offered, the GPUs do not divide the batch, the run
     of this name is another one or has finished, the bucket belongs to somebody else …
@@ -137,10 +171,9 @@ def make(account: Account, request: Request) -> Plan:
     command = request.command
     cfg, name = command.experiment, command.name
     bucket = log_bucket.bucket_name(account, command.bucket)
-    _check_beginning(cfg, bucket)
     with ThreadPoolExecutor() as threads:
         kind = threads.submit(hardware.describe, account, cfg.cluster.instance_type)
-        creates = threads.submit(standing.missing, account, command)
+        beginning = threads.submit(_check_beginning, account, cfg, bucket)
         place = threads.submit(network.find, account, command.subnet)
         known_runs = threads.submit(runs.find, account, name, all_users=True, gone=True)
         known = threads.submit(record.read, account, bucket, name)
@@ -149,7 +182,10 @@ def make(account: Account, request: Request) -> Plan:
         image = threads.submit(hardware.image, account, kind.result(), command.image)
         prices = threads.submit(hardware.prices, account, kind.result())
         reserved = threads.submit(_reserved_zone, account, command, kind.result())
+        ssh = threads.submit(_sources, command, place.result())
+    beginning.result()
     earlier.result()
+    _check_owner(account, request, known.result()[0])
     ec2.check_reachable(kind.result(), cfg.cluster.machines, command.private_ip)
     check_on(cfg, kind.result().gpus, _gpu_name(kind.result()))
     zones = _zones(command, kind.result(), prices.result(), place.result(), reserved.result())
@@ -163,24 +199,28 @@ def make(account: Account, request: Request) -> Plan:
         zones=zones,
         prices=_prices_of(command, zones, prices.result()),
         on_demand=prices.result().on_demand,
+        max_price=command.max_price,
         max_hours=None if command.keep else command.max_hours,
-        creates=tuple(creates.result()),
+        ssh=ssh.result(),
+        creates=(),
     )
+    creates = standing.missing(account, command, rental.near(zones))
     logdir = f"s3://{bucket}/runs/{name}"
     return dataclasses.replace(
-        _work(request, cfg.cluster.machines, logdir),
+        _work(request, cfg.cluster.machines, logdir, corpus_words),
         gpus=rental.kind.gpus,
         speed=measured.result(),
-        rental=rental,
+        rental=dataclasses.replace(rental, creates=tuple(creates)),
         runs=tuple(known_runs.result()),
         record=known.result()[0],
         version=known.result()[1],
+        others=_others(account, known.result()[0]),
     )
 
 
-def make_listed(request: Request, machines: int) -> Plan:
+def make_listed(request: Request, machines: int, corpus_words: tuple[str, ...] = ()) -> Plan:
     """The plan of a launch on machines that run already, so many of them."""
-    return _work(request, machines, request.command.experiment.train.logdir)
+    return _work(request, machines, request.command.experiment.train.logdir, corpus_words)
 
 
 def check_on(cfg: Config, gpus: int, gpu_name: str = "") -> None:
@@ -233,14 +273,16 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "prices": rental.prices,
         "on_demand": rental.on_demand,
         "price_per_hour": price,
+        "highest_price_per_hour": rental.bound(plan.machines),
         "expected_price": _times(price, plan.hours),
         "max_hours": rental.max_hours,
+        "ssh_from": [str(source) for source in rental.ssh],
         "creates": list(rental.creates),
         "stands": [host.instance_id for run in plan.standing for host in run.hosts],
     }
 
 
-def _work(request: Request, machines: int, logdir: str) -> Plan:
+def _work(request: Request, machines: int, logdir: str, corpus_words: tuple[str, ...]) -> Plan:
     """The part of a plan that is the same on all machines."""
     command = request.command
     cfg = command.experiment
@@ -254,16 +296,19 @@ def _work(request: Request, machines: int, logdir: str) -> Plan:
         max_tokens=cfg.train.max_tokens,
         speed=None,
         logdir=logdir,
-        trainer=trainer.command(request.trainer_words, logdir, machines, "HOST-0", "I"),
+        trainer=trainer.command(
+            (*request.trainer_words, *corpus_words), logdir, machines, "HOST-0", "I"
+        ),
         rental=None,
         runs=(),
         record=None,
         version="",
+        others="",
     )
 
 
-def _check_beginning(cfg: Config, bucket: str) -> None:
-    """Raises UserError if the run is to start from another one that the hosts cannot read."""
+def _check_beginning(account: Account, cfg: Config, bucket: str) -> None:
+    """Raises UserError if the run is to start from what hosts cannot read, or from nothing."""
     for name in ("init_from", "init_upper_from"):
         folder = getattr(cfg.train, name)
         if folder and not folder.startswith(f"s3://{bucket}/"):
@@ -271,6 +316,34 @@ def _check_beginning(cfg: Config, bucket: str) -> None:
                 f"{name} is {printable(folder)}, which the hosts cannot read: bring that run to "
                 f"s3://{bucket}/runs/NAME (aws s3 cp --recursive) and name it so"
             )
+        key = folder.removeprefix(f"s3://{bucket}/").strip("/")
+        if folder and not any(
+            objects.exists(account, bucket, f"{key}/{file}") for file in _OF_A_MODEL
+        ):
+            raise UserError(
+                f"{name} is {printable(folder)}, where there is no run: {' or '.join(_OF_A_MODEL)} "
+                "would be in its folder"
+            )
+
+
+def _check_owner(account: Account, request: Request, known: Record | None) -> None:
+    """Raises UserError if a name that nobody typed is that of somebody else's run."""
+    if others := _others(account, known):
+        name = request.command.name
+        if not request.named:
+            raise UserError(
+                f"a run {name} was launched by {others}: --name {name} goes on with it, another "
+                "--name begins one of your own"
+            )
+
+
+def _others(account: Account, known: Record | None) -> str:
+    return printable(known.owner) if known and known.owner != account.caller else ""
+
+
+def _sources(command: LaunchCommand, place: Network | None) -> tuple[Source, ...]:
+    own = security_group.own_public_address
+    return tuple(security_group.sources(command.ssh_cidr, command.private_ip, place, own))
 
 
 def _check_earlier(account: Account, bucket: str, name: str, cfg: Config) -> None:
@@ -364,6 +437,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "speed", f"{measured}; {_duration(plan.hours)} for {plan.max_tokens:,} tokens"
     else:
         yield "speed", f"unknown: not measured on these machines yet; {plan.max_tokens:,} tokens"
+    if plan.others:
+        yield "note", f"it goes on with the run that {plan.others} launched"
     yield "command", quoted(["python", *plan.trainer])
     for run in plan.standing:
         states = ", ".join(f"{host.instance_id} {host.state}" for host in run.hosts)
@@ -401,6 +476,7 @@ def _rental_rows(plan: Plan, rental: Rental) -> Iterator[tuple[str, str]]:
                 f"that is before training ends: raise --max-hours above {plan.hours:.1f}, or give "
                 "the same command again then; it goes on from the last checkpoint",
             )
+    yield "SSH", f"from {', '.join(str(source) for source in rental.ssh)} alone"
     for words in rental.creates:
         yield "makes", words
 
@@ -421,8 +497,9 @@ def _price_text(plan: Plan, rental: Rental) -> str:
         parts[0] += f" (on demand ${plan.machines * rental.on_demand:,.2f})"
     if price is not None and plan.hours is not None:
         parts.append(f"${price * plan.hours:,.2f} for the expected {_duration(plan.hours)}")
-    if price is not None and rental.max_hours is not None:
-        parts.append(f"at most ${price * rental.max_hours:,.2f} in {rental.max_hours:g} hours")
+    bound = rental.bound(plan.machines)
+    if bound is not None and rental.max_hours is not None:
+        parts.append(f"at most ${bound * rental.max_hours:,.2f} in {rental.max_hours:g} hours")
     return "; ".join(parts)
 
 

@@ -18,14 +18,18 @@ WAIT_SECONDS = 60.0
 
 
 @contextmanager
-def reached(account: Account, run: Run, private: bool) -> Iterator[Hosts]:
+def reached(
+    account: Account, run: Run, private: bool, seconds: float = WAIT_SECONDS
+) -> Iterator[Hosts]:
     """Connections to the hosts of a run, closed at the end of the block.
+
+    `seconds`: for which they may take to answer.
 
     Raises UserError: names the hosts that cannot be reached, and why.
     """
     key = prepared(account, run, private)
     with Hosts.of(run, key, private) as hosts:
-        hosts.wait(WAIT_SECONDS)
+        hosts.wait(seconds)
         yield hosts
 
 

@@ -53,6 +53,8 @@ class Record:
     """SHA-256 of the source's archive."""
     revision: str
     """The source's commit, with `-dirty` where files were changed; empty: none."""
+    attempt: str = ""
+    """Which command went on with the launch last (`hold.py`); empty: not known."""
 
 
 def new_launch() -> str:
@@ -112,6 +114,7 @@ def differences(record: Record, command: LaunchCommand) -> list[str]:
 def _parsed(content: Any) -> Record:
     """Raises one of several errors for what is no record."""
     texts = {name: content[name] for name in ("launch", "owner", "source", "revision", "started")}
+    texts["attempt"] = content.get("attempt", "")
     words, zones, known = content["words"], content["zones"], content["options"]
     if not isinstance(words, list) or not isinstance(zones, list):
         raise TypeError("a list is none")

@@ -3,12 +3,11 @@
 import dataclasses
 from dataclasses import dataclass
 
-from launcher.names import check_run_name, quoted
+from launcher.names import PROG, check_run_name, quoted
 from txl_jax import config
 from txl_jax.config import Command
 from txl_jax.errors import UserError
 
-PROG = "python -m launcher"
 _ONLY_AWS = (
     *("region", "zone", "image", "subnet", "bucket", "reservation", "capacity_block", "nospot"),
     *("max_price", "max_hours", "private_ip", "ssh_cidr", "keep", "instance_type", "machines"),
@@ -79,6 +78,8 @@ class Request:
     """Its `name` is filled in."""
     trainer_words: tuple[str, ...]
     """The words as typed, without the launcher's own and --logdir."""
+    named: bool
+    """The run's name was typed; otherwise it is the config's, which others may use too."""
 
 
 def parse(words: list[str]) -> Request:
@@ -90,7 +91,8 @@ def parse(words: list[str]) -> Request:
     command = config.parse(PROG, words, LaunchCommand)
     _check(command, _typed(words))
     name = check_run_name(command.name or command.config.lower().replace("_", "-"))
-    return Request(dataclasses.replace(command, name=name), _without_own(words))
+    named = bool(command.name)
+    return Request(dataclasses.replace(command, name=name), _without_own(words), named)
 
 
 def _check(command: LaunchCommand, typed: set[str]) -> None:

@@ -60,6 +60,19 @@ class Host:
     """Key pair that opens it; empty: none."""
     reason: str
     """Why it is in its state, where EC2 says so."""
+    hours_before: float
+    """For which it ran before it was last stopped, as far as that is known."""
+
+    def hours(self, now: datetime, last_seen: datetime | None = None) -> float:
+        """Hours for which it has run.
+
+        Args:
+          last_seen: when the run was last seen at work. EC2 does not say when a host stopped that
+            shut itself down: it is counted up to then; without it, not at all.
+        """
+        end = now if self.state in _RUNNING else self.ended or last_seen or self.launched
+        seconds = (min(end, now) - self.launched).total_seconds()
+        return self.hours_before + max(0.0, seconds / 3600)
 
 
 @dataclass(frozen=True)
@@ -77,19 +90,25 @@ class Run:
     hosts: tuple[Host, ...]
     """By number; those that are gone before those that took their place."""
 
-    def cost_so_far(self, now: datetime, last_seen: datetime | None = None) -> float:
-        """US dollars for the hosts, each since its latest start.
+    @property
+    def price(self) -> float | None:
+        """US dollars an hour of all hosts, by what they cost when started; None: not known."""
+        prices = [host.price for host in self.hosts if host.price is not None]
+        return sum(prices) if len(prices) == len(self.hosts) else None
 
-        Args:
-          last_seen: when the run was last seen at work. EC2 does not say when a host stopped that
-            shut itself down: it is counted up to then; without it, not at all.
+    def cost_so_far(self, now: datetime, last_seen: datetime | None = None) -> float | None:
+        """US dollars for the hours of all hosts; None: not every host's price is known.
+
+        `last_seen`: as for `Host.hours`.
         """
-        total = 0.0
-        for host in self.hosts:
-            end = now if host.state in _RUNNING else host.ended or last_seen or host.launched
-            hours = max(0.0, (min(end, now) - host.launched).total_seconds() / 3600)
-            total += hours * (host.price or 0.0)
-        return total
+        costs = [
+            host.hours(now, last_seen) * host.price for host in self.hosts if host.price is not None
+        ]
+        return sum(costs) if len(costs) == len(self.hosts) else None
+
+    def private(self, wanted: bool) -> bool:
+        """Whether its hosts are reached by their private addresses: as wanted, or the only ones."""
+        return wanted or not all(host.public_ip for host in self.hosts)
 
     def address(self, host: Host, private: bool) -> str:
         """Where SSH finds a host, from the internet or within the private network.
@@ -181,13 +200,14 @@ def _host(instance: dict[str, Any], tags: dict[str, str]) -> Host:
         zone=instance["Placement"]["AvailabilityZone"],
         kind=instance["InstanceType"],
         spot=instance.get("InstanceLifecycle") == "spot",
-        price=_price(tags.get(names.TAG_PRICE)),
+        price=_not_negative(tags.get(names.TAG_PRICE)),
         launched=instance["LaunchTime"],
         ended=datetime.fromisoformat(ended[1]).replace(tzinfo=UTC) if ended else None,
         host_key=_matching(_HOST_KEY, tags.get(names.TAG_HOST_KEY)),
         user=_matching(_LOGIN, tags.get(names.TAG_USER)),
         key_name=instance.get("KeyName", ""),
         reason=names.printable(reason),
+        hours_before=_not_negative(tags.get(names.TAG_HOURS)) or 0.0,
     )
 
 
@@ -196,12 +216,12 @@ def _matching(form: re.Pattern[str], text: str | None) -> str:
     return text if text and form.fullmatch(text) else ""
 
 
-def _price(text: str | None) -> float | None:
+def _not_negative(text: str | None) -> float | None:
     try:
-        price = float(text or "")
+        number = float(text or "")
     except ValueError:
         return None
-    return price if math.isfinite(price) and price >= 0 else None
+    return number if math.isfinite(number) and number >= 0 else None
 
 
 def _time(text: str | None) -> datetime | None:

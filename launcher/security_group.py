@@ -47,10 +47,12 @@ def own_public_address() -> str:
 def sources(
     ssh_cidr: str,
     private_ip: bool,
-    network: Network,
+    network: Network | None,
     own_address: Callable[[], str] = own_public_address,
 ) -> list[Source]:
     """Where SSH may come from: what is named (several with commas), or this machine alone.
+
+    `network`: of the hosts; None: the default VPC, which is yet to be made.
 
     Raises UserError for what is no network, or is the world.
     """
@@ -76,7 +78,7 @@ def missing(account: Account, network: Network | None) -> list[str]:
     """What `ensure` would make, in words."""
     if network and _find(account, network):
         return []
-    return [f"security group {group_name(account)}: SSH from this machine, all within the group"]
+    return [f"security group {group_name(account)}: from outside only SSH, all within the group"]
 
 
 @explained()
@@ -84,7 +86,7 @@ def ensure(account: Account, network: Network, allowed: Iterable[Source]) -> str
     """Makes the group, lets SSH in from where it is allowed, and returns the group's id.
 
     What else is open is closed when no host is in the group, so that another launch of the caller,
-    from elsewhere, is not cut off.
+    from elsewhere, is not cut off; what is open to the world, at once.
 
     Raises UserError if a group of that name is not the launcher's.
     """
@@ -104,9 +106,12 @@ def ensure(account: Account, network: Network, allowed: Iterable[Source]) -> str
     # EFA asks for the rule, though the group that EC2 makes lets everything out.
     if among not in _rules(group["IpPermissionsEgress"]):
         _unless_there(ec2.authorize_security_group_egress, group_id, among)
-    if present - wanted and not _is_used(account, group_id):
-        for rule in sorted(present - wanted):
-            ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[_permission(rule)])
+    extra = present - wanted
+    closed = {rule for rule in extra if _is_of_the_world(rule)}
+    if extra - closed and not _is_used(account, group_id):
+        closed = extra
+    for rule in sorted(closed):
+        ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[_permission(rule)])
     return group_id
 
 
@@ -114,16 +119,26 @@ def ensure(account: Account, network: Network, allowed: Iterable[Source]) -> str
 def admit(
     account: Account, instance_ids: list[str], allowed: Iterable[Source], mosh: bool = False
 ) -> None:
-    """Lets SSH in to hosts that run, or mosh, from a machine that did not launch them."""
+    """Lets SSH in to hosts that run, or mosh, from a machine that did not launch them.
+
+    Raises UserError if the hosts are in no group of the launcher's.
+    """
     ec2 = account.client("ec2")
     groups = {
         group["GroupId"]
         for reservation in ec2.describe_instances(InstanceIds=instance_ids)["Reservations"]
         for instance in reservation["Instances"]
         for group in instance["SecurityGroups"]
-        if group["GroupName"].startswith("txl-")
     }
-    for group in ec2.describe_security_groups(GroupIds=sorted(groups))["SecurityGroups"]:
+    # For no ids at all EC2 would tell of every group in the region.
+    known = ec2.describe_security_groups(GroupIds=sorted(groups)) if groups else {}
+    ours = [group for group in known.get("SecurityGroups", []) if is_ours(group.get("Tags"))]
+    if not ours:
+        raise UserError(
+            "the hosts are in no security group that this launcher has made: let this machine in "
+            "by SSH yourself"
+        )
+    for group in ours:
         wanted = {_mosh(source) if mosh else _ssh(source) for source in allowed}
         for rule in wanted - _rules(group["IpPermissions"]):
             _unless_there(ec2.authorize_security_group_ingress, group["GroupId"], rule)
@@ -187,10 +202,18 @@ def _is_used(account: Account, group_id: str) -> bool:
     found = account.client("ec2").describe_instances(
         Filters=[
             {"Name": "instance.group-id", "Values": [group_id]},
-            {"Name": "instance-state-name", "Values": list(STANDING)},
+            {"Name": "instance-state-name", "Values": [*STANDING, "shutting-down"]},
         ]
     )
     return bool(found["Reservations"])
+
+
+def _is_of_the_world(rule: _Rule) -> bool:
+    try:
+        source = ip_network(rule[3])
+    except ValueError:  # a group, or a list of prefixes
+        return False
+    return source.prefixlen < _NARROWEST_NETWORK[source.version]
 
 
 def _ssh(source: Source) -> _Rule:

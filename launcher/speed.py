@@ -7,7 +7,6 @@ what host 0 has printed.
 """
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Iterator
@@ -75,10 +74,10 @@ def _told(account: Account, bucket: str, run: str, throughput: bool) -> Iterator
     """Tokens a second, as far as the run has told them yet."""
     name = f"launches/{run}/output-0.txt" if throughput else f"runs/{run}/metrics.jsonl"
     for line in (objects.read(account, bucket, name, _END_BYTES) or b"").splitlines():
+        told = objects.parse(line)
         try:
-            told = json.loads(line)
             speed = told["tokens_per_s"]["median"] if throughput else told["times/tokens_per_sec"]
             if math.isfinite(speed) and speed > 0:
                 yield float(speed)
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, OverflowError, TypeError, ValueError):
             continue  # a line of other things

@@ -3,7 +3,7 @@
 Each thing has a module of its own. All of them may be asked twice, and by two launches at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,10 @@ from launcher import host_role, key_pair, log_bucket, network, placement_group, 
 from launcher.aws import Account, explained
 from launcher.names import TAG_LOGDIR
 from launcher.runs import STANDING
+from launcher.security_group import Source
 from launcher.things import Thing
 from txl_jax.config import Config
+from txl_jax.errors import UserError
 
 
 class Wishes(Protocol):
@@ -26,10 +28,6 @@ class Wishes(Protocol):
     def bucket(self) -> str: ...
     @property
     def subnet(self) -> str: ...
-    @property
-    def ssh_cidr(self) -> str: ...
-    @property
-    def private_ip(self) -> bool: ...
     @property
     def reservation(self) -> str: ...
     @property
@@ -54,8 +52,10 @@ class Standing:
     """Name of the cluster placement group by zone; empty if the hosts are not to be in one."""
 
 
-def missing(account: Account, command: Wishes) -> list[str]:
+def missing(account: Account, command: Wishes, zones: Iterable[str]) -> list[str]:
     """What `ensure` would make, in words; nothing is made.
+
+    `zones`: as for `ensure`.
 
     Raises UserError for a bucket or subnet that cannot be used, and whatever AWS refuses.
     """
@@ -63,11 +63,11 @@ def missing(account: Account, command: Wishes) -> list[str]:
 
     def in_the_network() -> list[str]:
         found = network.find(account, command.subnet)
-        zones = found.subnets if found and _close_together(command) else {}
+        near = _near(command, zones, found)
         return [
             *network.missing(account, command.subnet),
             *security_group.missing(account, found),
-            *placement_group.missing(account, zones),
+            *placement_group.missing(account, near),
         ]
 
     with ThreadPoolExecutor() as threads:
@@ -81,14 +81,13 @@ def missing(account: Account, command: Wishes) -> list[str]:
 
 
 def ensure(
-    account: Account,
-    command: Wishes,
-    own_address: Callable[[], str] = security_group.own_public_address,
+    account: Account, command: Wishes, allowed: Iterable[Source], zones: Iterable[str]
 ) -> Standing:
     """Makes what is missing.
 
     Args:
-      own_address: tells the address from which this machine reaches the internet.
+      allowed: where SSH may come from.
+      zones: where hosts may be started that can stand in a cluster placement group.
 
     Raises UserError as `missing`, and if something of the same name is not the launcher's.
     """
@@ -96,12 +95,10 @@ def ensure(
 
     def in_the_network() -> tuple[network.Network, str, dict[str, str]]:
         found = network.ensure(account, command.subnet)
-        allowed = security_group.sources(command.ssh_cidr, command.private_ip, found, own_address)
-        zones = found.subnets if _close_together(command) else {}
         return (
             found,
             security_group.ensure(account, found, allowed),
-            placement_group.ensure(account, zones),
+            placement_group.ensure(account, _near(command, zones, found)),
         )
 
     with ThreadPoolExecutor() as threads:
@@ -137,10 +134,10 @@ def unused(account: Account) -> list[Thing]:
     ]
 
 
-def remove(account: Account, things: list[Thing]) -> None:
+def remove(account: Account, things: list[Thing]) -> list[tuple[Thing, str]]:
     """Removes what `unused` found; what is gone already is no error.
 
-    Raises UserError if something has come into use since, or AWS refuses; the rest stays.
+    Returns what stays, and why: it has come into use since, or AWS refuses.
     """
     removers = {
         "bucket": log_bucket.remove,
@@ -149,15 +146,24 @@ def remove(account: Account, things: list[Thing]) -> None:
         "role": host_role.remove,
         "security group": security_group.remove,
     }
+    stay = []
     for thing in things:
-        removers[thing.kind](account, thing.name)
+        try:
+            removers[thing.kind](account, thing.name)
+        except UserError as error:
+            stay.append((thing, str(error)))
+    return stay
 
 
-def _close_together(command: Wishes) -> bool:
-    """A reservation or capacity block has its own place, and one host is close to itself."""
-    return command.experiment.cluster.machines > 1 and not (
-        command.reservation or command.capacity_block
-    )
+def _near(command: Wishes, zones: Iterable[str], where: network.Network | None) -> list[str]:
+    """Zones where the hosts are to stand close together, as far as hosts can be there.
+
+    A reservation or capacity block has its own place, and one host is close to itself.
+    """
+    alone = command.experiment.cluster.machines == 1
+    if alone or command.reservation or command.capacity_block:
+        return []
+    return [zone for zone in zones if where is None or zone in where.subnets]
 
 
 @explained()
@@ -167,7 +173,8 @@ def _used_by_instances(account: Account) -> tuple[set[str], set[str], set[str], 
     instances = [
         instance
         for page in pages.paginate(
-            Filters=[{"Name": "instance-state-name", "Values": list(STANDING)}]
+            # What is still shutting down holds its group.
+            Filters=[{"Name": "instance-state-name", "Values": [*STANDING, "shutting-down"]}]
         )
         for reservation in page["Reservations"]
         for instance in reservation["Instances"]

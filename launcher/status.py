@@ -77,5 +77,10 @@ def _last_logged(content: bytes | None) -> dict[str, Any]:
 
 def _number(value: Any) -> float | None:
     """A finite number, or None for anything else."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if good and math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # JSON's integers have no bounds
+        return None
+    return number if math.isfinite(number) else None

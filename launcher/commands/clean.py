@@ -10,6 +10,7 @@ from launcher.aws import Account
 from launcher.names import printable
 from launcher.options import InRegion
 from launcher.question import DECLINED_STATUS, agreed
+from txl_jax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Options(InRegion):
 
 
 def main(options: Options) -> int:
-    """Exit status 0; 1 if the answer was no. Raises UserError if AWS refuses."""
+    """Exit status 0; 1 if the answer was no. Raises UserError for what could not be removed."""
     account = Account.open(options.region)
     things = standing.unused(account)
     if not things:
@@ -31,6 +32,9 @@ def main(options: Options) -> int:
         print(f"{thing.kind} {printable(thing.name)}")
     if not agreed(f"Remove these {len(things)}?", options.yes):
         return DECLINED_STATUS
-    standing.remove(account, things)
-    print(f"removed {len(things)}")
+    stay = standing.remove(account, things)
+    print(f"removed {len(things) - len(stay)}")
+    if stay:
+        told = "; ".join(f"{thing.kind} {printable(thing.name)} ({why})" for thing, why in stay)
+        raise UserError(f"not removed: {told}")
     return 0

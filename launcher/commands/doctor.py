@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher import hardware, log_bucket, network, standing
+from launcher import hardware, host_role, key_pair, log_bucket, network, standing
 from launcher.amounts import dollars
 from launcher.aws import Account, error_code, error_message, explained
 from launcher.hardware import InstanceType
@@ -26,13 +26,24 @@ from txl_jax.errors import UserError
 _UNHEALTHY_STATUS = 1
 _DRY_RUN = "DryRunOperation"
 _ASSUMED = re.compile(r"(arn:[^:]+):sts::(\d+):assumed-role/([^/]+).*")
-_ACTIONS = [
-    *("iam:AddRoleToInstanceProfile", "iam:CreateInstanceProfile", "iam:CreateRole"),
-    *("iam:PassRole", "iam:PutRolePolicy", "pricing:GetProducts", "s3:CreateBucket"),
-    *("s3:GetObject", "s3:ListBucket", "s3:PutBucketPolicy", "s3:PutEncryptionConfiguration"),
-    *("s3:PutObject", "ssm:GetParameter", "ssm:PutParameter"),
-]
-"""What a first launch does that cannot be tried without doing it."""
+# What launches and commands do that cannot be tried without doing it, by what it is done to.
+_EC2 = (
+    *("AuthorizeSecurityGroupEgress", "AuthorizeSecurityGroupIngress", "CreatePlacementGroup"),
+    *("CreateSecurityGroup", "CreateTags", "ImportKeyPair", "RevokeSecurityGroupIngress"),
+    *("RunInstances", "StartInstances", "StopInstances", "TerminateInstances"),
+)
+_BUCKET = (
+    *("CreateBucket", "GetBucketPolicy", "ListBucket", "PutBucketOwnershipControls"),
+    *("PutBucketPolicy", "PutBucketPublicAccessBlock", "PutBucketTagging"),
+    *("PutEncryptionConfiguration", "PutLifecycleConfiguration"),
+)
+_FILES = ("GetObject", "PutObject")
+_ROLE = ("CreateRole", "GetRole", "GetRolePolicy", "PassRole", "PutRolePolicy", "TagRole")
+_PROFILE = (
+    *("AddRoleToInstanceProfile", "CreateInstanceProfile", "GetInstanceProfile"),
+    *("TagInstanceProfile",),
+)
+_PARAMETER = ("AddTagsToResource", "GetParameter", "PutParameter")
 _QUOTAS = (
     (r"p5.*", "L-C4BD4855", "L-417A185B"),
     (r"p.*", "L-7212CCBC", "L-417A185B"),
@@ -85,31 +96,36 @@ def _findings(account: Account, options: Options) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("instance type", "bad", str(error))
         kind = None
-    looks: list[Callable[[], Finding]] = [
-        lambda: _permissions(account),
-        lambda: _standing(account),
+    looks: list[tuple[str, Callable[[], Finding]]] = [
+        ("permissions", lambda: _permissions(account)),
+        ("what launches share", lambda: _standing(account)),
     ]
     if kind:
         yield Finding("instance type", "good", f"{kind.name} is offered in {', '.join(kind.zones)}")
         looks += [
-            lambda: _starting(account, kind),
-            lambda: _price(account, kind),
-            lambda: _quota(account, kind, options.machines, spot=True),
-            lambda: _quota(account, kind, options.machines, spot=False),
+            ("starting hosts", lambda: _starting(account, kind)),
+            ("price", lambda: _price(account, kind)),
+            ("quota, spot", lambda: _quota(account, kind, options.machines, spot=True)),
+            ("quota, on demand", lambda: _quota(account, kind, options.machines, spot=False)),
         ]
     with ThreadPoolExecutor() as threads:
-        yield from threads.map(lambda look: look(), looks)
+        yield from threads.map(lambda look: _looked(*look), looks)
     yield _programs()
 
 
-@explained()
+def _looked(what: str, look: Callable[[], Finding]) -> Finding:
+    """What a look finds; that it is denied, or AWS away, is a finding too."""
+    try:
+        with explained():
+            return look()
+    except UserError as error:
+        return Finding(what, "bad", str(error))
+
+
 def _starting(account: Account, kind: InstanceType) -> Finding:
     """Whether the caller may start hosts; EC2 is asked without starting any."""
-    try:
-        image = hardware.image(account, kind)
-        place = network.find(account, "")
-    except UserError as error:
-        return Finding("starting hosts", "bad", str(error))
+    image = hardware.image(account, kind)
+    place = network.find(account, "")
     zones = [zone for zone in kind.zones if place and zone in place.subnets]
     subnet = {"SubnetId": place.subnets[zones[0]]} if place and zones else {}
     return _dry_run(
@@ -141,34 +157,75 @@ def _dry_run(what: str, ask: Callable[[], Any]) -> Finding:
 
 
 def _permissions(account: Account) -> Finding:
-    """What the caller's policies say of the actions that a first launch takes."""
+    """What the caller's policies say of the actions that launches take."""
     what = "permissions"
     if account.caller.endswith(":root"):
         return Finding(what, "good", "the account's root may do everything")
-    who = _ASSUMED.sub(r"\1:iam::\2:role/\3", account.caller)
     try:
-        pages = account.client("iam").get_paginator("simulate_principal_policy")
-        denied = [
-            told["EvalActionName"]
-            for page in pages.paginate(PolicySourceArn=who, ActionNames=_ACTIONS)
-            for told in page["EvaluationResults"]
-            if told["EvalDecision"] != "allowed"
-        ]
+        who = _principal(account)
+        told = [each for group in _actions(account) for each in _simulated(account, who, *group)]
     except ClientError as error:
-        return Finding(what, "unknown", f"you may not ask for your own: {error_code(error)}")
-    if denied:
-        return Finding(what, "bad", f"your policies do not allow {', '.join(sorted(denied))}")
-    return Finding(what, "good", f"{len(_ACTIONS)} actions of IAM, S3 and SSM are allowed")
+        return Finding(what, "unknown", f"not checked, as you may not ask: {error_code(error)}")
+    denied = [each for each in told if each["EvalDecision"] != "allowed"]
+    # What hangs on something that only a real request has may be allowed all the same.
+    open_ones = [each for each in denied if each.get("MissingContextValues")]
+    if names := sorted(each["EvalActionName"] for each in denied if each not in open_ones):
+        return Finding(what, "bad", f"your policies do not allow {', '.join(names)}")
+    if names := sorted(each["EvalActionName"] for each in open_ones):
+        return Finding(what, "unknown", f"your policies set conditions to {', '.join(names)}")
+    return Finding(what, "good", f"{len(told)} actions of EC2, IAM, S3 and SSM are allowed")
+
+
+def _principal(account: Account) -> str:
+    """ARN of the user or role whose policies hold; a session's does not tell its role's path."""
+    assumed = _ASSUMED.fullmatch(account.caller)
+    if not assumed:
+        return account.caller
+    return account.client("iam").get_role(RoleName=assumed[3])["Role"]["Arn"]
+
+
+def _actions(account: Account) -> Iterator[tuple[list[str], str]]:
+    """Actions, and what they are done to."""
+    iam = f"arn:{account.partition}:iam::{account.id}"
+    ssm = f"arn:{account.partition}:ssm:{account.region}:{account.id}"
+    bucket = log_bucket.bucket_name(account, "")
+    role = host_role.profile_name(account, bucket)
+    for service, actions, resource in (
+        ("ec2", _EC2, "*"),
+        ("pricing", ("GetProducts",), "*"),
+        ("s3", _BUCKET, f"arn:{account.partition}:s3:::{bucket}"),
+        ("s3", _FILES, f"arn:{account.partition}:s3:::{bucket}/runs/a"),
+        ("iam", _ROLE, f"{iam}:role{host_role.PATH}{role}"),
+        ("iam", _PROFILE, f"{iam}:instance-profile{host_role.PATH}{role}"),
+        ("ssm", _PARAMETER, f"{ssm}:parameter{key_pair.parameter(key_pair.key_name(account))}"),
+    ):
+        yield [f"{service}:{action}" for action in actions], resource
+
+
+def _simulated(
+    account: Account, who: str, actions: list[str], resource: str
+) -> list[dict[str, Any]]:
+    context = {"aws:RequestedRegion": account.region, "iam:PassedToService": "ec2.amazonaws.com"}
+    pages = account.client("iam").get_paginator("simulate_principal_policy")
+    return [
+        told
+        for page in pages.paginate(
+            PolicySourceArn=who,
+            ActionNames=actions,
+            ResourceArns=[resource],
+            ContextEntries=[
+                {"ContextKeyName": key, "ContextKeyValues": [value], "ContextKeyType": "string"}
+                for key, value in context.items()
+            ],
+        )
+        for told in page["EvaluationResults"]
+    ]
 
 
 def _standing(account: Account) -> Finding:
     """What a launch would make."""
-    try:
-        bucket = log_bucket.bucket_name(account, "")
-        command = LaunchCommand(experiment=Config())
-        missing = standing.missing(account, command)
-    except UserError as error:
-        return Finding("what launches share", "bad", str(error))
+    bucket = log_bucket.bucket_name(account, "")
+    missing = standing.missing(account, LaunchCommand(experiment=Config()), ())
     text = f"a launch makes: {'; '.join(missing)}" if missing else f"all there; bucket {bucket}"
     return Finding("what launches share", "good", text)
 

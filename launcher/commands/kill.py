@@ -48,9 +48,9 @@ def main(options: Options) -> int:
 
 
 def _standing(account: Account, name: str) -> list[Run]:
-    """All launches of the name that stand, not only the latest one."""
+    """All launches of the name that stand: the caller's own, or if there are none, others'."""
     lookup.standing(account, name)
-    return runs.find(account, name, all_users=True)
+    return lookup.preferred(account, runs.find(account, name, all_users=True))
 
 
 def _tell(console: Console, run: Run) -> None:

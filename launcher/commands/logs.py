@@ -34,11 +34,11 @@ class Options(OfBucket):
 
 
 def main(options: Options) -> int:
-    """Exit status 0. Raises UserError if the host has not printed anything yet."""
+    """Exit status 0. Raises UserError if there is no output, and none is to come."""
     account = Account.open(options.region)
     bucket = lookup.bucket(account, options.name, options.bucket)
     key = f"launches/{options.name}/output-{options.host}.txt"
-    start, rest, looked = 0, b"", time.monotonic()
+    start, rest, looked = 0, b"", -_LOOK_SECONDS
     while True:
         content = objects.read_from(account, bucket, key, start)
         if content is None and not options.follow:
@@ -46,14 +46,19 @@ def main(options: Options) -> int:
                 f"host {options.host} of {options.name} has left no output in s3://{bucket}; -f "
                 "waits for it"
             )
+        over = not options.follow
+        if not content and options.follow and time.monotonic() - looked > _LOOK_SECONDS:
+            looked = time.monotonic()
+            over = not _stands(account, options.name)
+        if over and content is None and not start:
+            raise UserError(
+                f"host {options.host} of {options.name} has left no output in s3://{bucket}, and "
+                f"no host of that run is running; {account.command('ls', '--all')} lists the runs"
+            )
         content = content or b""
         start += len(content)
         *lines, rest = (rest + content).split(b"\n")
         _show(lines)
-        over = not options.follow
-        if not content and time.monotonic() - looked > _LOOK_SECONDS:
-            looked = time.monotonic()
-            over = over or not _stands(account, options.name)
         if over:
             _show([rest] if rest else [])
             return 0

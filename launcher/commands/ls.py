@@ -20,6 +20,7 @@ from launcher.aws import Account
 from launcher.options import InRegion
 from launcher.runs import Run
 from launcher.status import Status
+from txl_jax.errors import UserError
 
 _SILENT = timedelta(minutes=2)
 """Processes show a sign of life every 15 s, and it is in S3 some seconds later."""
@@ -39,10 +40,12 @@ class Options(InRegion):
 class _Row:
     run: Run
     status: Status
+    readable: bool
+    """Whether the run's bucket lets us read how it goes."""
     now: datetime
 
     @property
-    def cost(self) -> float:
+    def cost(self) -> float | None:
         return self.run.cost_so_far(self.now, self.status.seen)
 
     @property
@@ -54,6 +57,8 @@ class _Row:
         if "running" not in states:
             ((state, _),) = states.items()
             return f"finished, {state}" if self.status.finished else state
+        if not self.readable:
+            return "running"
         if self.status.finished:
             return "finished"
         seen = self.status.seen
@@ -80,20 +85,24 @@ def main(options: Options) -> int:
 
 def _rows(account: Account, everybody: bool) -> list[_Row]:
     found = runs.find(account, all_users=everybody, gone=True)
-    latest = {run.name: run for run in found}
+    latest = {(run.owner, run.name): run for run in found}
     shown = [
         run
         for run in found
-        if run is latest[run.name] or any(host.state in runs.STANDING for host in run.hosts)
+        if run is latest[run.owner, run.name]
+        or any(host.state in runs.STANDING for host in run.hosts)
     ]
     now = datetime.now(UTC)
     with ThreadPoolExecutor() as threads:
-        return list(threads.map(lambda run: _Row(run, _status(account, run), now), shown))
+        return list(threads.map(lambda run: _row(account, run, now), shown))
 
 
-def _status(account: Account, run: Run) -> Status:
+def _row(account: Account, run: Run, now: datetime) -> _Row:
     bucket = run.logdir.removeprefix("s3://").split("/")[0]
-    return status.read(account, bucket, run.name) if bucket else Status()
+    try:
+        return _Row(run, status.read(account, bucket, run.name), True, now)
+    except UserError:  # one that we may not read, perhaps by a false tag
+        return _Row(run, Status(), False, now)
 
 
 def _table(rows: list[_Row], owners: bool) -> Table:
@@ -137,7 +146,7 @@ def _as_json(row: _Row) -> dict[str, Any]:
         "logdir": row.run.logdir,
         "state": row.state,
         "started": row.run.started.isoformat(),
-        "cost": round(row.cost, 4),
+        "cost": None if row.cost is None else round(row.cost, 4),
         "step": told.step,
         "loss": told.loss,
         "tokens_per_s": told.tokens_per_s,

@@ -37,7 +37,7 @@ def main(options: Options) -> int:
     line = options.command[0] if len(options.command) == 1 else quoted(options.command)
     account = Account.open(options.region)
     run = lookup.running(account, options.name)
-    with reach.reached(account, run, options.private_ip) as hosts:
+    with reach.reached(account, run, run.private(options.private_ip)) as hosts:
         outputs = hosts.run(line, options.timeout, quiet=False, check=False)
     failed = [output for output in outputs if output.status]
     for output in failed:

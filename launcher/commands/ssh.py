@@ -15,12 +15,18 @@ import tyro
 
 from launcher import lookup, reach
 from launcher.aws import Account
+from launcher.names import printable
 from launcher.options import OnHosts, RunName
 from launcher.runs import Host, Run
 from txl_jax.errors import UserError
 
 # The session's name is that of on_host/start.sh.
 _ATTACH = 'tmux attach -t =txl 2>/dev/null || exec "${SHELL:-/bin/bash}" -l'
+
+_BRING_MOSH = (
+    "command -v mosh-server >/dev/null || { sudo -n apt-get -q update && "
+    "sudo -n apt-get -qy -o DPkg::Lock::Timeout=120 install mosh; }"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +51,37 @@ def main(options: Options) -> int:
     host = _numbered(run, options.host)
     if not host.host_key:
         raise UserError(f"host {host.index} of {run.name} has no SSH key in its tags")
-    key = reach.prepared(account, run, options.private_ip)
+    private = run.private(options.private_ip)
+    key = reach.prepared(account, run, private)
     if options.mosh:
-        reach.admit_mosh(account, run, options.private_ip)
-    address = run.address(host, options.private_ip)
+        reach.admit_mosh(account, run, private)
+    address = run.address(host, private)
     with tempfile.TemporaryDirectory(prefix="txl-") as folder:
         known = Path(folder, "known_hosts")
         known.write_text(f"{address} {host.host_key}\n")
         ssh = ["ssh", *_settings(key, known)]
         who = f"{host.user}@{address}"
         if options.mosh:
+            _bring_mosh([*ssh, who])
             words = ["mosh", f"--ssh={shlex.join(ssh)}", who, "--", "sh", "-c", _ATTACH]
         else:
             words = [*ssh, "-t", who, _ATTACH]
         return subprocess.run(words).returncode
+
+
+def _bring_mosh(ssh: list[str]) -> None:
+    """Installs what mosh needs on the host, if it is not there; no image has it.
+
+    Raises UserError, with the last line of what was said, if it cannot be.
+    """
+    done = subprocess.run([*ssh, _BRING_MOSH], stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode:
+        said = (done.stdout + done.stderr).decode("utf-8", "replace").split("\n")
+        last = next((line.strip() for line in reversed(said) if line.strip()), "it says nothing")
+        raise UserError(
+            f"the host has no mosh, and it cannot be installed ({printable(last)}): log in "
+            "without --mosh"
+        )
 
 
 def _settings(key: Path, known_hosts: Path) -> list[str]:

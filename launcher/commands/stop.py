@@ -9,6 +9,8 @@ from launcher import ec2, lookup, reach, setup
 from launcher.amounts import dollars
 from launcher.aws import Account
 from launcher.options import OnHosts, OwnOnly, RunName
+from launcher.remote import Hosts
+from launcher.runs import Run
 from txl_jax.errors import UserError
 
 
@@ -21,24 +23,37 @@ class Options(OwnOnly, OnHosts):
 
 
 def main(options: Options) -> int:
-    """Exit status 0. Raises UserError for spot hosts, or if none is running."""
+    """Exit status 0.
+
+    Raises UserError for spot hosts, if none is running, or if they have no key or address by which
+    the trainers could be told to save.
+    """
     account = Account.open(options.region)
     run = lookup.running(account, options.name)
     lookup.check_own(account, run, options.force)
     if any(host.spot for host in run.hosts):
         raise UserError(
             f"the hosts of {run.name} are spot ones, which cannot be stopped and started again; "
-            f"`python -m launcher kill {run.name}` ends them"
+            f"{account.command('kill', run.name)} ends them"
         )
+    private = run.private(options.private_ip)
+    # Without its key or the hosts' addresses nothing could be saved: that ends the command here.
+    key = reach.prepared(account, run, private)
+    with Hosts.of(run, key, private) as hosts:
+        _save(run, hosts)
+    ec2.stop(account, run.hosts)
+    ec2.wait(account, run, "stopped")
+    price = "" if run.price is None else f", which cost {dollars(run.price)} an hour"
+    print(f"stopped {len(run.hosts)} hosts{price}")
+    return 0
+
+
+def _save(run: Run, hosts: Hosts) -> None:
+    """Has the trainers save and end, as far as hosts answer."""
     try:
-        with reach.reached(account, run, options.private_ip) as hosts:
-            print(f"{run.name}: the trainers save and end", flush=True)
-            setup.stop_trainer(hosts)
+        hosts.wait(reach.WAIT_SECONDS)
+        print(f"{run.name}: the trainers save and end", flush=True)
+        setup.stop_trainer(hosts)
     except UserError as error:
         # They are stopped all the same: whoever says stop does not want to pay on.
         print(f"{error}; what was trained since the last checkpoint is lost", flush=True)
-    ec2.stop(account, run.hosts)
-    ec2.wait(account, run, "stopped")
-    saved = sum(host.price or 0.0 for host in run.hosts)
-    print(f"stopped {len(run.hosts)} hosts, which cost {dollars(saved)} an hour")
-    return 0

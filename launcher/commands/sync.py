@@ -29,18 +29,24 @@ class Options(OwnOnly, OnHosts):
 
 
 def main(options: Options) -> int:
-    """Exit status 0 when trainers run. Raises UserError if no host is running."""
+    """Exit status 0 when trainers run. Raises UserError unless all hosts are running."""
     account = Account.open(options.region)
     console = Console(highlight=False)
     run = lookup.running(account, options.name)
     lookup.check_own(account, run, options.force)
     bucket, known, version = again.known_launch(account, run)
+    again.check_whole(account, run, known)
+    private = run.private(options.private_ip)
     with tempfile.TemporaryDirectory(prefix="txl-") as folder:
         source = archive(_ROOT, Path(folder), options.committed)
-        with reach.reached(account, run, options.private_ip) as hosts:
+        known = again.keep_source(account, bucket, known, source)
+        work = again.prepared(account, run, bucket, known, source.path)
+        with reach.reached(account, run, private) as hosts:
+            hold = again.take_hold(account, bucket, run.name, known, version)
             console.print(Text("the trainers save and end"))
-            setup.stop_trainer(hosts)
-        known = again.replace_source(account, bucket, run, known, version, source)
-        again.train(account, run, known, source.path, options.private_ip, console)
+            with again.what_stands_is_said(account, run, console):
+                setup.stop_trainer(hosts)
+        with again.what_stands_is_said(account, run, console):
+            again.train(account, run, work, hold, private, console)
     console.print(Text(f"{run.name} trains with source {known.revision or source.sha256[:12]}"))
     return 0

@@ -152,6 +152,24 @@ def test_ctrl_c_after_each_step_of_the_set_up(
 
 
 @pytest.mark.slow
+def test_ctrl_c_when_trainers_start_ends_them_or_says_that_they_train(
+    cloud: LocalCloud, typed: Callable[..., Typed]
+) -> None:
+    launch = typed()
+    launch.wait_for("health check: ")
+    folders = [cloud.home(instance.id) / "txl" for instance in cloud.instances()]
+    until(lambda: any((folder / "pid").exists() for folder in folders))
+    launch.send(signal.SIGINT)
+    status = launch.end()
+    assert "Traceback" not in launch.text
+    if status == 130 and "terminated: i-" in launch.text:
+        assert not cloud.instances()
+    else:
+        assert "a trains" in launch.text
+        assert len(cloud.instances()) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("step", SET_UP)
 def test_sigkill_after_each_step_of_the_set_up_and_typed_again(
     cloud: LocalCloud, typed: Callable[..., Typed], step: str

@@ -206,3 +206,13 @@ def test_user_errors_pass_as_they_are():
 def test_tests_cannot_reach_aws(aws: Cloud, account):
     for service in ("ec2", "iam", "pricing", "s3", "ssm", "sts"):
         assert account.client(service).meta.endpoint_url == aws.url
+
+
+def test_a_command_that_is_told_names_the_region_unless_it_is_the_configured_one(aws, monkeypatch):
+    assert aws.account().command("kill", "a") == "`python -m launcher kill a`"
+    assert aws.account("us-east-1").command("kill", "a") == "`python -m launcher kill a`"
+    elsewhere = "`python -m launcher kill a --region eu-west-1`"
+    assert aws.account("eu-west-1").command("kill", "a") == elsewhere
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    told = aws.account("us-east-1").command("kill", "a")
+    assert told == "`python -m launcher kill a --region us-east-1`"

@@ -1,5 +1,6 @@
 """The commands, against the local cloud: hosts with a real sshd, and S3 as trainers leave it."""
 
+import dataclasses
 import json
 import os
 import pty
@@ -10,20 +11,35 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher import ec2, hardware, names, reach, security_group, standing
+from launcher import (
+    again,
+    ec2,
+    hardware,
+    lookup,
+    names,
+    objects,
+    reach,
+    record,
+    runs,
+    security_group,
+    standing,
+)
 from launcher.__main__ import main
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
-from launcher.commands import cp
+from launcher.commands import cp, doctor
 from launcher.on_host.keeper import StopRules
+from launcher.record import Record
 from launcher.request import parse
 from launcher.runs import Run
 from tests.cloud.cloud import LocalCloud, missing
+from tests.cloud.server import Call, Refusal
 from txl_jax.errors import UserError
 
 pytest_plugins = ["tests.cloud.fixtures"]
@@ -56,7 +72,8 @@ class Desk:
         words = ["--config=quickstart", "--name", name, "--instance-type=c7i.large"]
         words += [f"--machines={machines}", "--ssh-cidr=127.0.0.0/8", *options]
         account, command = Account.open(), parse(words).command
-        made = standing.ensure(account, command)
+        allowed = [ip_network("127.0.0.0/8")]
+        made = standing.ensure(account, command, allowed, ["us-east-1a", "us-east-1b"])
         kind = hardware.describe(account, "c7i.large")
         launch = secrets.token_hex(8)
         host_key = HostKey.of(made.key_path.read_bytes(), launch)
@@ -194,6 +211,42 @@ def test_logs_come_from_s3(desk: Desk) -> None:
     assert desk("logs", "first").startswith("one\n")
 
 
+def test_logs_of_a_name_that_nobody_has_are_not_waited_for(desk: Desk) -> None:
+    desk.rent("first")
+    said = desk.failure("logs", "fist", "-f")
+    assert said.startswith("host 0 of fist has left no output in s3://")
+    assert "no host of that run is running; `python -m launcher ls --all` lists" in said
+
+
+def test_a_run_whose_bucket_is_closed_to_us_does_not_hide_the_others(desk: Desk) -> None:
+    desk.rent("first")
+    second = desk.rent("second")
+    desk.put("runs/first/heartbeats/0.json", heartbeat(step=1234))
+    Account.open().client("ec2").create_tags(
+        Resources=[second.hosts[0].instance_id],
+        Tags=[{"Key": names.TAG_LOGDIR, "Value": "s3://somebody-elses/runs/second"}],
+    )
+
+    def closed(call: Call) -> None:
+        if call.path.startswith("/somebody-elses"):
+            raise Refusal("AccessDenied", "Access Denied", 403)
+
+    desk.cloud.server.checks.append(closed)
+    first, second = json.loads(desk("ls", "--json"))
+    assert (first["name"], first["step"], first["state"]) == ("first", 1234, "training")
+    assert (second["name"], second["step"], second["state"]) == ("second", None, "running")
+
+
+def test_a_price_that_is_not_known_is_not_nothing(desk: Desk) -> None:
+    run = desk.rent("first")
+    Account.open().client("ec2").create_tags(
+        Resources=[run.hosts[0].instance_id], Tags=[{"Key": names.TAG_PRICE, "Value": "?"}]
+    )
+    assert "unknown" in desk("ls")
+    assert json.loads(desk("ls", "--json"))[0]["cost"] is None
+    assert "unknown so far" in desk("kill", "first", "--yes")
+
+
 def test_logs_follow_what_is_added(desk: Desk) -> None:
     desk.rent("first")
     words = [sys.executable, "-m", "launcher", "logs", "first", "-f"]
@@ -282,6 +335,14 @@ def test_mosh_is_let_in_and_started(
     assert "StrictHostKeyChecking=yes" in words[0]
     assert words[1:4] == [f"ubuntu@{run.hosts[0].public_ip}", "--", "sh"]
     assert let_in(desk) == {("tcp", 22, "127.0.0.0/8"), ("udp", 60000, "203.0.113.7/32")}
+    host = run.hosts[0].instance_id
+    assert any({"install", "mosh"} <= set(words) for words in desk.cloud.recorded(host, "apt-get"))
+    desk.cloud.break_program(0, "apt-get", "E: Unable to locate package mosh")
+    desk.rent("second")
+    assert desk.failure("ssh", "second", "--mosh") == (
+        "the host has no mosh, and it cannot be installed (E: Unable to locate package mosh): log "
+        "in without --mosh"
+    )
 
 
 def test_another_machine_is_let_in_when_hosts_do_not_answer_it(
@@ -328,6 +389,102 @@ def test_only_ones_own_runs_are_ended(desk: Desk, monkeypatch: pytest.MonkeyPatc
     assert not desk.cloud.instances()
 
 
+def test_of_two_runs_of_a_name_ones_own_is_meant(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = desk.rent("first")
+    as_user(desk.cloud.user("other"), monkeypatch)
+    others = desk.rent("first")
+    as_user(desk.cloud.environ, monkeypatch)
+    assert lookup.standing(Account.open(), "first") == own
+    assert others.hosts[0].instance_id not in desk("kill", "first", "--yes", "--force")
+    assert [i.id for i in desk.cloud.instances()] == [others.hosts[0].instance_id]
+    assert "--force does it all the same" in desk.failure("kill", "first", "--yes")
+
+
+def note(run: Run) -> None:
+    """Writes the record of a launch, and its source, as far as commands want to know them."""
+    account = Account.open()
+    asked = parse(["--config=quickstart", "--machines", str(len(run.hosts)), "--nospot"]).command
+    written = Record(
+        launch=run.launch,
+        owner=run.owner,
+        started=run.started,
+        config=asked.experiment,
+        words=("--config=quickstart",),
+        options=record.options(asked),
+        zones=("us-east-1a",),
+        source="5" * 64,
+        revision="",
+        attempt="of the launch",
+    )
+    record.write(account, BUCKET, run.name, written, "")
+    objects.write(account, BUCKET, f"sources/{'5' * 64}.tar.gz", b"as it was")
+
+
+def states(desk: Desk) -> list[str]:
+    return [instance.state for instance in desk.cloud.ec2.instances()]
+
+
+def test_hosts_are_not_stopped_where_nothing_can_be_saved(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    desk.rent("first", 1, "--nospot")
+    Account.open().client("ssm").delete_parameter(Name="/txl/keys/txl-laptop")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("HOME", str(tmp_path))
+        assert "no private half of the key pair" in desk.failure("stop", "first")
+    assert states(desk) == ["running"]
+
+
+def test_hosts_without_a_public_address_are_reached_by_their_private_one(desk: Desk) -> None:
+    desk.rent("first", 1, "--nospot")
+    (instance,) = desk.cloud.instances()
+    instance.nics[0].public_ip = None
+    assert "ubuntu" in desk("run", "first", "--", "echo $HOME")
+    said = desk("stop", "first")
+    assert "the trainers save and end" in said and "is lost" not in said
+    assert "which cost $36.00 an hour" in said
+    assert states(desk) == ["stopped"]
+
+
+def test_sync_wants_all_hosts_before_it_stops_a_trainer(desk: Desk) -> None:
+    run = desk.rent("first", 2)
+    note(run)
+    desk.cloud.crash(run.hosts[1].instance_id)
+    said = desk.failure("sync", "first")
+    assert "1 hosts of first stand ready, and it trains on 2: `python -m launcher kill" in said
+    known, _ = record.read(Account.open(), BUCKET, "first")
+    assert known and known.attempt == "of the launch"
+
+
+def test_start_looks_for_everything_before_it_pays_and_names_what_it_has_started(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = desk.rent("first", 1, "--nospot")
+    note(run)
+    host = run.hosts[0].instance_id
+    ec2.stop(Account.open(), run.hosts)
+    until(lambda: states(desk) == ["stopped"], "the end of the host")
+    desk.cloud.refuse("DescribeImages", "UnauthorizedOperation", times=1)
+    assert "AWS denies DescribeImages" in desk.failure("start", "first")
+    assert states(desk) == ["stopped"]
+    desk.cloud.break_ssh(0)
+    monkeypatch.setattr(again, "SSH_SECONDS", 1.0)
+    said = desk.failure("start", "first")
+    assert "cannot reach 1 of 1 hosts: first-0: no answer in 1 s" in said
+    assert (
+        f"the hosts of first ({host}) may run, and cost: `python -m launcher start first`" in said
+    )
+    assert "`python -m launcher stop first`" in said and "`python -m launcher kill first`" in said
+    assert states(desk) == ["running"]
+    known, _ = record.read(Account.open(), BUCKET, "first")
+    assert known and known.attempt != "of the launch"
+    # What it has cost before is not forgotten, and it can be put to work as it runs.
+    assert runs.find(Account.open(), "first")[0].hosts[0].hours_before >= 0.0
+    assert "no answer in 1 s" in desk.failure("start", "first")
+
+
 def test_spot_hosts_are_not_stopped(desk: Desk) -> None:
     desk.rent("first")
     assert "spot" in desk.failure("stop", "first")
@@ -359,9 +516,48 @@ def test_prices(desk: Desk) -> None:
     assert "did you mean" in desk.failure("prices", "p3dn.24xlrge")
 
 
+def actions(call: Call) -> list[str]:
+    """What a simulation of policies is about."""
+    return call.numbered("ActionNames.member")
+
+
+def test_doctor_goes_on_where_a_look_is_denied(desk: Desk) -> None:
+    for operation in ("DescribeSpotPriceHistory", "DescribeVpcs"):
+        desk.cloud.refuse(operation, "UnauthorizedOperation")
+    assert main(["doctor", "--json"]) == 1
+    found = {f["what"]: f for f in json.loads(desk.capsys.readouterr().out)}
+    for what in ("price", "what launches share", "starting hosts"):
+        assert found[what]["verdict"] == "bad" and "AWS denies Describe" in found[what]["text"]
+    assert found["permissions"]["verdict"] == found["quota, spot"]["verdict"] == "good"
+
+
+def test_doctor_asks_for_the_path_of_a_role(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As roles of the sign-on have one, and their sessions do not tell it."""
+    name = "AWSReservedSSO_Admin_0123"
+    account = dataclasses.replace(
+        Account.open(), caller=f"arn:aws:sts::123456789012:assumed-role/{name}/ada"
+    )
+    assert doctor._permissions(account).verdict == "unknown"
+    desk.cloud.client("iam").create_role(
+        RoleName=name,
+        Path="/aws-reserved/sso.amazonaws.com/",
+        AssumeRolePolicyDocument="{}",
+    )
+    assert doctor._permissions(account).verdict == "good"
+    asked = [call for call in desk.cloud.calls if call.operation == "SimulatePrincipalPolicy"]
+    path = "role/aws-reserved/sso.amazonaws.com"
+    assert asked[-1].parameters["PolicySourceArn"] == f"arn:aws:iam::123456789012:{path}/{name}"
+
+
 def test_doctor_finds_what_is_wrong(desk: Desk) -> None:
     found = {f["what"]: f for f in json.loads(desk("doctor", "--json"))}
     assert all(finding["verdict"] == "good" for finding in found.values()), found
+    asked = [call for call in desk.cloud.calls if call.operation == "SimulatePrincipalPolicy"]
+    about = {a: call.numbered("ResourceArns.member") for call in asked for a in actions(call)}
+    assert about["s3:PutBucketTagging"] == [f"arn:aws:s3:::{BUCKET}"]
+    assert about["iam:PassRole"][0].startswith("arn:aws:iam::123456789012:role/txl/txl-host-")
+    assert about["ssm:GetParameter"][0].endswith(":parameter/txl/keys/txl-laptop")
+    assert {"ec2:TerminateInstances", "ec2:CreateTags", "iam:TagRole"} < about.keys()
     desk.cloud.ec2.denied = {"iam:PassRole"}
     desk.cloud.ec2.quotas = {"L-7212CCBC": 96.0}
     desk.cloud.refuse("ec2:RunInstances", "UnauthorizedOperation")

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ pytest_plugins = ["tests.launcher.fixtures"]
 
 ZONES = ("us-east-1b", "us-east-1a", "us-east-1c")
 USER_DATA = "#!/bin/sh\n"
+HOUR = datetime(2026, 1, 2, 10, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +153,6 @@ def test_only_tokens_open_the_metadata_and_only_on_the_host_itself(aws, account,
     options = request(aws)["MetadataOptions"]
     assert options["HttpTokens"] == "required"
     assert options["HttpPutResponseHopLimit"] == 1
-    assert options["InstanceMetadataTags"] == "enabled"
     for instance in alive(aws):
         assert instance.metadata_options.http_tokens == "required"
 
@@ -550,7 +551,8 @@ def test_hosts_of_this_launch_that_stopped_are_not_thrown_away(aws, account, ord
     order = dataclasses.replace(order, spot=False)
     first, _ = start(account, order)
     ec2.stop(account, first.hosts)
-    with pytest.raises(UserError, match=r"trial .*stopped.*`start trial`.*`kill trial`"):
+    complaint = r"trial .*stopped.*`python -m launcher start trial`.* kill trial`"
+    with pytest.raises(ec2.Stopped, match=complaint):
         start(account, order)
     assert len(aws.instances("stopped")) == 3
 
@@ -642,13 +644,49 @@ def test_a_connection_that_breaks_in_the_request_starts_no_second_set(aws, accou
     assert said == ["asking EC2 in us-east-1b again for up to 90 s: no answer"]
 
 
+def test_a_start_whose_answer_was_lost_and_which_is_then_refused_leaves_nothing(
+    aws, account, order
+):
+    client = account.client("ec2", attempts=1)
+
+    def lose(**_: Any) -> None:
+        client.meta.events.unregister("after-call.ec2.RunInstances", unique_id="lose")
+        aws.refuse("RunInstances", "VcpuLimitExceeded")
+        raise ConnectionClosedError(endpoint_url="https://ec2")
+
+    client.meta.events.register("after-call.ec2.RunInstances", lose, unique_id="lose")
+    with pytest.raises(UserError, match="a quota of the account is reached"):
+        start(account, order)
+    assert len(aws.instances()) == 3
+    assert alive(aws) == []
+
+
+def test_hosts_that_another_command_goes_on_with_are_not_terminated(aws, account, order):
+    interrupt(account, "CreateTags")
+    with pytest.raises(KeyboardInterrupt):
+        ec2.start(account, order, print, held=lambda: False)
+    assert len(alive(aws)) == 3
+
+
+def test_hosts_that_are_stopped_while_they_come_up_are_kept(aws, account, order):
+    def stop(instances: list[Instance]) -> None:
+        aws.after_run = lambda _: None
+        for instance in instances:
+            instance.stop()
+
+    aws.after_run = stop
+    with pytest.raises(ec2.Stopped, match=r"stopped: `python -m launcher start trial`"):
+        start(account, dataclasses.replace(order, spot=False))
+    assert len(aws.instances("stopped")) == 3
+
+
 def test_undo_ends_one_launch_and_tells_what_it_ended(aws, account, order):
     first, _ = start(account, order)
     other, _ = start(account, dataclasses.replace(order, launch="launch-2"))
-    ended = ec2.undo(account, "trial", "launch-1")
+    ended = ec2.undo(account, "trial", "launch-1").terminated
     assert {host.instance_id for host in ended} == {host.instance_id for host in first.hosts}
     assert {i.id for i in alive(aws)} == {host.instance_id for host in other.hosts}
-    assert ec2.undo(account, "trial", "launch-1") == []
+    assert ec2.undo(account, "trial", "launch-1") == ([], [])
 
 
 def test_hosts_are_stopped_and_started_again(aws, account, order):
@@ -656,13 +694,18 @@ def test_hosts_are_stopped_and_started_again(aws, account, order):
     ec2.stop(account, run.hosts)
     stopped = ec2.wait(account, run, "stopped")
     assert [host.state for host in stopped.hosts] == ["stopped"] * 3
-    ec2.start_again(account, run.hosts)
-    assert [host.state for host in ec2.wait(account, run, "running").hosts] == ["running"] * 3
+    ran = dataclasses.replace(
+        stopped.hosts[0], launched=HOUR, ended=HOUR + timedelta(hours=3), hours_before=1.5
+    )
+    ec2.start_again(account, [ran, *stopped.hosts[1:]])
+    run = ec2.wait(account, run, "running")
+    assert [host.state for host in run.hosts] == ["running"] * 3
+    assert run.hosts[0].hours_before == 4.5
 
 
 def test_spot_hosts_cannot_be_stopped(aws, account, order):
     run, _ = start(account, order)
-    with pytest.raises(UserError, match=r"spot hosts cannot be stopped.*`kill`"):
+    with pytest.raises(UserError, match=r"spot hosts cannot be stopped.*kill them"):
         ec2.stop(account, run.hosts)
     assert len(aws.instances("running")) == 3
 

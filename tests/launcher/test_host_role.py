@@ -1,4 +1,4 @@
-"""What hosts may do: their bucket, and one tag on themselves."""
+"""What hosts may do: use their bucket, and nothing else."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ def statements(iam: Any) -> list[dict[str, Any]]:
 
 def test_a_profile_gives_hosts_the_role(account, iam):
     assert host_role.missing(account, BUCKET) == [
-        f"role and instance profile {NAME}: the bucket {BUCKET} and the host's own tags only"
+        f"role and instance profile {NAME}: the bucket {BUCKET} alone"
     ]
     assert host_role.ensure(account, BUCKET) == NAME
     assert host_role.missing(account, BUCKET) == []
@@ -45,22 +45,11 @@ def test_a_profile_gives_hosts_the_role(account, iam):
 def test_hosts_may_use_their_bucket_and_no_other(account, iam):
     host_role.ensure(account, BUCKET)
     arn = f"arn:aws:s3:::{BUCKET}"
-    of_s3 = [s for s in statements(iam) if "s3:" in str(s["Action"])]
-    assert {s["Resource"] for s in of_s3} == {arn, f"{arn}/*"}
-    actions = {action for s in of_s3 for action in s["Action"]}
+    assert {s["Resource"] for s in statements(iam)} == {arn, f"{arn}/*"}
+    actions = {action for s in statements(iam) for action in s["Action"]}
+    assert all(action.startswith("s3:") for action in actions)
     assert {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"} <= actions
     assert not any("*" in action or "Policy" in action or "Acl" in action for action in actions)
-
-
-def test_a_host_may_set_one_tag_on_itself_alone(account, iam):
-    host_role.ensure(account, BUCKET)
-    (other,) = [s for s in statements(iam) if "s3:" not in str(s["Action"])]
-    assert other["Action"] == "ec2:CreateTags"
-    assert other["Resource"] == f"arn:aws:ec2:us-east-1:{ACCOUNT}:instance/*"
-    assert other["Condition"] == {
-        "StringLike": {"aws:userid": "*:${ec2:InstanceID}"},
-        "ForAllValues:StringEquals": {"aws:TagKeys": ["txl:state"]},
-    }
 
 
 def test_launches_at_once_make_one_role(account, iam):
@@ -112,15 +101,13 @@ def test_a_policy_that_was_widened_is_set_again(account, iam):
     )
     assert host_role.missing(account, BUCKET)
     host_role.ensure(account, BUCKET)
-    assert len(statements(iam)) == 3
+    assert len(statements(iam)) == 2
 
 
 def test_each_bucket_has_its_role(account, iam):
     host_role.ensure(account, BUCKET)
     host_role.ensure(account, "mine")
-    (resource,) = {
-        s["Resource"].removesuffix("/*") for s in statements(iam) if "s3:" in str(s["Action"])
-    }
+    (resource,) = {s["Resource"].removesuffix("/*") for s in statements(iam)}
     assert resource.endswith(BUCKET)
 
 

@@ -179,3 +179,8 @@ def test_an_unused_key_pair_is_removed_from_everywhere(account, ec2):
     assert ec2.describe_key_pairs()["KeyPairs"] == []
     assert PARAMETER not in ssm_backends[ACCOUNT][REGION]._parameters
     assert not path.exists()
+
+
+def test_a_key_pair_of_that_name_that_is_somebody_elses_is_not_removed(aws, account):
+    aws.client("ec2").create_key_pair(KeyName="txl-moto")
+    assert key_pair.unused(account, set()) == []

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -238,11 +239,19 @@ def test_a_host_with_another_key_is_not_talked_to_and_none_runs(laptop, cloud):
 
 
 # Later steps are in tests/cloud/test_faults.py.
-@pytest.mark.parametrize("step", ["account", "hosts", "SSH"])
-def test_ctrl_c_after_a_step_leaves_nothing_running(laptop, step):
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        ("account", signal.SIGINT),
+        ("hosts", signal.SIGINT),
+        ("SSH", signal.SIGINT),
+        ("hosts", signal.SIGTERM),
+    ],
+)
+def test_ctrl_c_after_a_step_leaves_nothing_running(laptop, step, number):
     command = laptop.start()
     command.wait_for(f"{step}: ")
-    command.send(signal.SIGINT)
+    command.send(number)
     assert command.end() == 130, command.text
     assert laptop.running() == []
     assert "terminated: i-" in command.text or "nothing of a was running" in command.text
@@ -253,7 +262,48 @@ def test_ctrl_c_after_a_step_leaves_nothing_running(laptop, step):
         assert len(laptop.running()) == 2
 
 
-@pytest.mark.parametrize("step", ["account", "hosts", "packages"])
+def test_a_terminal_that_is_closed_leaves_nothing_running(laptop, cloud):
+    """Nothing can be said any more, and both the kernel and the shell send SIGHUP."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", *WORDS, *SMALL, "--yes"],
+        cwd=tiny.ROOT,
+        env=cloud.environ,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    while len(cloud.instances("running")) != 2:
+        if select.select([ours], [], [], 0.05)[0]:
+            os.read(ours, 4096)
+    os.close(ours)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+    assert process.wait() != 0
+    assert laptop.running() == []
+
+
+def test_of_two_launchers_of_the_same_words_the_later_goes_on_alone(laptop, cloud):
+    first = laptop.start()
+    first.wait_for("SSH: ")
+    first.send(signal.SIGSTOP)  # a laptop that sleeps
+    second = laptop.start()
+    second.wait_for("packages: ")
+    hosts = laptop.running()
+    first.send(signal.SIGCONT)
+    assert first.end() == 2, first.text
+    assert "another command goes on with" in first.text
+    assert "terminated: " not in first.text
+    assert laptop.running() == hosts and len(hosts) == 2
+    second.send(signal.SIGINT)
+    assert second.end() == 130, second.text
+    assert laptop.running() == []
+
+
+@pytest.mark.parametrize("step", ["account", "hosts", "SSH", "packages"])
 def test_after_sigkill_the_same_command_goes_on_with_the_same_hosts(laptop, cloud, step):
     command = laptop.start()
     command.wait_for(f"{step}: ")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher import objects, plan, record, speed
+from launcher import objects, plan, record, security_group, speed
 from launcher.aws import Account
 from launcher.plan import Plan
 from launcher.record import Record
@@ -34,6 +34,8 @@ def account(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Account:
         if name.startswith("AWS_"):
             monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", cloud.environ["HOME"])
+    # There is no server that could tell.
+    monkeypatch.setattr(security_group, "own_public_address", lambda: "203.0.113.7")
     return Account.open()
 
 
@@ -79,11 +81,15 @@ def test_it_says_what_will_be_rented_and_trained(account):
         "account 123456789012, us-east-1c ($10.61 an hour each), then us-east-1d ($11.24 an hour "
         "each)"
     )
-    assert rows["price"] == ("$84.90 an hour now (on demand $249.70); at most $848.97 in 10 hours")
+    # A spot price may rise to that on demand.
+    assert rows["price"] == "$84.90 an hour now (on demand $249.70); at most $2,496.96 in 10 hours"
+    assert rows["SSH"] == "from 203.0.113.7/32 alone"
     assert rows["batch"] == "6144 sequences over 64 devices, learning rate 0.0192"
     assert rows["speed"].startswith("unknown")
     assert "after 10 hours" in rows["end"]
     assert BUCKET in rows["makes"] and "security group" in rows["makes"]
+    groups = "txl-laptop-us-east-1c, txl-laptop-us-east-1d"
+    assert f"cluster placement groups {groups}" in rows["makes"].splitlines()
     assert shlex.split(rows["command"]) == [
         *("python", "-m", "txl_jax.train", "--config", "eight_machines", "--lr", "0.0001"),
         *("--supervise", "--coordinator", "HOST-0:8476", "--num-processes", "8"),
@@ -150,6 +156,69 @@ def test_prices_of_other_hosts(account):
     rows = shown(planned(account, "--keep"))
     assert rows["price"] == "$84.90 an hour now (on demand $249.70)"
     assert rows["end"].startswith("--keep: once they train, the hosts run, and cost")
+
+
+def test_a_highest_price_is_the_bound(account):
+    rows = shown(planned(account, "--max-price 12 --max-hours 10"))
+    assert "at most $960.00 in 10 hours" in rows["price"]
+    found = plan.as_json(planned(account, "--max-price 12"))
+    assert found["highest_price_per_hour"] == 96.0
+
+
+def test_without_a_known_price_on_demand_nothing_bounds_a_spot_price(account, cloud):
+    cloud.refuse("GetProducts", "AccessDeniedException")
+    assert shown(planned(account))["price"] == "$84.90 an hour now"
+
+
+def test_where_ssh_may_come_from_is_known_before_anybody_is_asked(account):
+    rows = shown(planned(account, "--ssh-cidr 192.0.2.0/24,203.0.113.9"))
+    assert rows["SSH"] == "from 192.0.2.0/24, 203.0.113.9/32 alone"
+    assert "'a/b' is no network" in refusal(account, "--ssh-cidr a/b")
+    assert "would open the hosts to the world" in refusal(account, "--ssh-cidr 0.0.0.0/0")
+    # From this machine the default network is not the way out, or there is none.
+    assert planned(account, "--private-ip --ssh-cidr 10.1.2.3").rental
+
+
+def test_the_command_has_the_words_of_the_corpus_too(account, tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.txt").write_text("once upon a time\n" * 99)
+    asked = request(f"--dataset text --text-dir {tmp_path} --data-dir {tmp_path}/../data")
+    words = plan.corpus_words(asked.command.experiment)
+    assert words[0] == "--text-dir"
+    found = plan.make(account, asked, words)
+    place = found.trainer.index("--supervise")
+    assert found.trainer[place - len(words) : place] == words
+    assert shlex.join(words) in shown(plan.make_listed(asked, 2, words))["command"]
+    assert plan.corpus_words(parse(["--config=quickstart"]).command.experiment) == ()
+
+
+def test_a_run_to_begin_from_has_to_be_there(account):
+    make_bucket(account)
+    began = f"--init-from s3://{BUCKET}/runs/one"
+    complaint = f"init_from is s3://{BUCKET}/runs/one, where there is no run: config.json or"
+    assert complaint in refusal(account, began)
+    objects.write(account, BUCKET, "runs/one/config.json", b"{}")
+    planned(account, began)
+    objects.write(account, BUCKET, "runs/two/imported.json", b"{}")
+    planned(account, f"{began} --init-upper-from s3://{BUCKET}/runs/two/")
+    assert "init_upper_from is" in refusal(account, f"{began} --init-upper-from s3://{BUCKET}/x")
+
+
+def test_a_name_that_nobody_typed_does_not_go_on_with_somebody_elses_run(account, cloud):
+    launched(account, "", "eight-machines")
+    planned(account)
+    known, version = record.read(account, BUCKET, "eight-machines")
+    assert known
+    grace = "arn:aws:iam::123456789012:user/grace"
+    theirs = dataclasses.replace(known, owner=grace)
+    record.write(account, BUCKET, "eight-machines", theirs, version)
+    assert refusal(account, "") == (
+        f"a run eight-machines was launched by {grace}: --name eight-machines goes on with it, "
+        "another --name begins one of your own"
+    )
+    rows = shown(planned(account, "--name eight-machines"))
+    assert rows["note"] == f"it goes on with the run that {grace} launched"
 
 
 def test_without_a_known_price_it_says_so(account, cloud):

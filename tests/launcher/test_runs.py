@@ -189,9 +189,29 @@ def test_hosts_cost_until_they_end(aws, account):
     assert run.cost_so_far(NOW, last_seen=seen) == pytest.approx((2 + 2 + 3) * 9.5)
 
 
-def test_a_price_that_is_not_known_costs_nothing(aws, account):
+def test_the_hours_before_a_host_was_stopped_cost_too(aws, account):
+    for instance in launch(aws, tags(account, TAG_HOURS="3.5"), count=2):
+        instance.launch_time = NOW - timedelta(hours=2)
+    assert only(account).cost_so_far(NOW) == pytest.approx(2 * 5.5 * 9.5)
+
+
+@pytest.mark.parametrize("hours", ["nan", "-1", "many"])
+def test_hours_that_cannot_be_are_none(hours, aws, account):
+    launch(aws, tags(account, TAG_HOURS=hours))
+    assert only(account).hosts[0].hours_before == 0.0
+
+
+def test_with_a_price_that_is_not_known_the_cost_is_not_known(aws, account):
     launch(aws, tags(account, TAG_PRICE="a lot"))
-    assert only(account).cost_so_far(NOW + timedelta(days=1000)) == 0.0
+    assert only(account).cost_so_far(NOW + timedelta(days=1000)) is None
+    assert only(account).price is None
+
+
+def test_hosts_without_public_addresses_are_reached_by_their_private_ones(aws, account):
+    first, _ = launch(aws, tags(account), count=2)
+    assert (only(account).private(False), only(account).private(True)) == (False, True)
+    first.nics[0].public_ip = None
+    assert only(account).private(False)
 
 
 def test_ssh_finds_a_host_by_the_address_that_is_wanted(aws, account):

@@ -52,7 +52,7 @@ def run_in(aws: Cloud, group_id: str) -> str:
 
 def test_ssh_from_where_it_is_allowed_and_all_among_the_hosts_is_open(aws, account, place):
     assert security_group.missing(account, place) == [
-        "security group txl-moto: SSH from this machine, all within the group"
+        "security group txl-moto: from outside only SSH, all within the group"
     ]
     group_id = security_group.ensure(account, place, [HOME, SIX])
     assert open_to(aws, group_id) == {
@@ -128,6 +128,37 @@ def test_what_somebody_has_opened_to_the_world_is_closed(aws, account, place):
         ("tcp", 22, 22, "203.0.113.7/32"),
         ("-1", None, None, group_id),
     }
+
+
+def test_what_is_open_to_the_world_is_closed_while_hosts_run_too(aws, account, place):
+    group_id = security_group.ensure(account, place, [OFFICE])
+    run_in(aws, group_id)
+    aws.client("ec2").authorize_security_group_ingress(
+        GroupId=group_id, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="0.0.0.0/0"
+    )
+    security_group.ensure(account, place, [HOME])
+    assert open_to(aws, group_id) == {
+        ("tcp", 22, 22, "203.0.113.7/32"),
+        ("tcp", 22, 22, "198.51.100.0/24"),
+        ("-1", None, None, group_id),
+    }
+
+
+def test_only_the_launchers_groups_let_another_machine_in(aws, account, place):
+    """Not every group of the region, where hosts are in none of ours."""
+    ours = security_group.ensure(account, place, [HOME])
+    theirs = aws.client("ec2").create_security_group(
+        GroupName="txl-theirs", Description="-", VpcId=place.vpc
+    )["GroupId"]
+    host = run_in(aws, theirs)
+    before = open_to(aws, ours), open_to(aws, theirs)
+    with pytest.raises(UserError, match="in no security group that this launcher has made"):
+        security_group.admit(account, [host], [OFFICE])
+    assert (open_to(aws, ours), open_to(aws, theirs)) == before
+    both = run_in(aws, ours)
+    security_group.admit(account, [host, both], [OFFICE])
+    assert ("tcp", 22, 22, "198.51.100.0/24") in open_to(aws, ours)
+    assert open_to(aws, theirs) == before[1]
 
 
 def test_launches_at_once_make_one_group(aws, account, place):
