@@ -23,7 +23,7 @@ def url(monkeypatch: pytest.MonkeyPatch, region: str, endpoint: str = "") -> str
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     caller = "arn:aws:iam::123456789012:user/ada"
     session = boto3.Session(region_name=region)
-    account = Account(region, "123456789012", caller, "ada", session)
+    account = Account(region, "123456789012", caller, "ada", region, session)
     return Shared(account, BUCKET).url("sources/a.tar.gz")
 
 
