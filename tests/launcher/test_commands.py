@@ -338,7 +338,8 @@ def test_mosh_is_let_in_and_started(
     host = run.hosts[0].instance_id
     assert any({"install", "mosh"} <= set(words) for words in desk.cloud.recorded(host, "apt-get"))
     desk.cloud.break_program(0, "apt-get", "E: Unable to locate package mosh")
-    assert desk.failure("ssh", "first", "--mosh") == (
+    desk.rent("second")
+    assert desk.failure("ssh", "second", "--mosh") == (
         "the host has no mosh, and it cannot be installed (E: Unable to locate package mosh): log "
         "in without --mosh"
     )

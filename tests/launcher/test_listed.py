@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from launcher.bootstrap import HostKey, user_data
+from tests import tiny
 from tests.cloud.cloud import LocalCloud
 from tests.launcher.test_launch import SMALL, Command, refused
 
@@ -141,6 +143,29 @@ def test_ctrl_c_stops_the_trainers_again(room):
     command.send(signal.SIGINT)
     assert command.end() == 130, command.text
     assert "stopping trainers that have started" in command.text
+    for number in (0, 1):
+        folder = room.home(number) / "txl"
+        until(lambda folder=folder: not (folder / "pid").exists() or (folder / "status").exists())
+
+
+def test_trainers_are_stopped_when_nobody_can_be_told(room):
+    """What the launcher writes to is gone: a terminal that was closed, or a pipe."""
+    words = [f"--hosts={room.hosts}", "--name=a", *SMALL, f"--logdir={room.shared}/a"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", *words, "--max-tokens=99999999"],
+        cwd=tiny.ROOT,
+        env=room.environ | {"PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    assert any(line.startswith("health check: ") for line in process.stdout)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait() != 0
     for number in (0, 1):
         folder = room.home(number) / "txl"
         until(lambda folder=folder: not (folder / "pid").exists() or (folder / "status").exists())

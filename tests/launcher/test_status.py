@@ -45,7 +45,14 @@ def test_heartbeats_tell_and_what_they_lack_is_in_the_metrics(account):
     assert (told.step, told.loss, told.tokens_per_s, told.finished) == (8, 3.0, 50.0, True)
 
 
-@pytest.mark.parametrize("value", [HUGE, -HUGE, float("nan"), float("inf"), "5", [5], True, None])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(HUGE, id="huge"),
+        pytest.param(-HUGE, id="minus huge"),
+        *(float("nan"), float("inf"), "5", [5], True, None),
+    ],
+)
 def test_what_is_no_number_counts_as_absent(value, account):
     put(account, "heartbeats/0.json", {"step": value, "loss": value, "tokens_per_s": value})
     told = status.read(account, BUCKET, "a")
