@@ -47,8 +47,11 @@ def test_heartbeats_tell_and_what_they_lack_is_in_the_metrics(account):
 
 @pytest.mark.parametrize(
     "value",
-    [pytest.param(HUGE, id="huge"), pytest.param(-HUGE, id="minus huge"), float("nan")]
-    + [float("inf"), "5", [5], True, None],
+    [
+        pytest.param(HUGE, id="huge"),
+        pytest.param(-HUGE, id="minus huge"),
+        *(float("nan"), float("inf"), "5", [5], True, None),
+    ],
 )
 def test_what_is_no_number_counts_as_absent(value, account):
     put(account, "heartbeats/0.json", {"step": value, "loss": value, "tokens_per_s": value})
