@@ -58,6 +58,8 @@ def main(words: list[str]) -> int:
     plan.check(command.experiment)
     with _signals_as_interrupts(), tempfile.TemporaryDirectory(prefix="txl-") as folder:
         source = archive(ROOT, Path(folder), command.committed)
+        if source.warning:
+            console.print(Text(source.warning), soft_wrap=True)
         launch = listed.launch if command.hosts else _on_aws
         return launch(request, source, console)
 

@@ -39,6 +39,12 @@ class Source:
     revision: str
     """The commit; empty: none yet."""
 
+    @property
+    def warning(self) -> str:
+        """A line on what was left out; empty: nothing."""
+        names = ", ".join(map(printable, self.left_out))
+        return f"not sent, as their names are those of secrets: {names}" if names else ""
+
 
 def archive(root: Path, folder: Path, committed: bool = False) -> Source:
     """Packs the files below `root` that git tracks, or would, into an archive in `folder`.

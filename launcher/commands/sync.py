@@ -39,6 +39,8 @@ def main(options: Options) -> int:
     private = run.private(options.private_ip)
     with tempfile.TemporaryDirectory(prefix="txl-") as folder:
         source = archive(_ROOT, Path(folder), options.committed)
+        if source.warning:
+            console.print(Text(source.warning), soft_wrap=True)
         known = again.keep_source(account, bucket, known, source)
         work = again.prepared(account, run, bucket, known, source.path)
         with reach.reached(account, run, private) as hosts:

@@ -246,7 +246,7 @@ def launched(account: Account, words: str, name: str, record_words: str | None =
         words=("--config", "eight_machines"),
         options=record.options(command),
         zones=("us-east-1c",),
-        source="0",
+        source="0" * 64,
         revision="",
     )
     record.write(account, BUCKET, name, known, replaces="")

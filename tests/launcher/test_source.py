@@ -96,9 +96,11 @@ def test_secrets_that_nobody_tracks_stay_here(root, tmp_path):
     found = packed(root, tmp_path / "out")
     assert set(members(found)) == COMMITTED | {"environment.py", "package/key.py"} == found.names
     assert found.left_out == tuple(sorted(secrets))
+    assert found.warning.startswith("not sent, as their names are those of secrets: .env, id_")
     git(root, "add", "--force", "package/Key.PEM")
     found = packed(root, tmp_path / "out")
     assert "package/Key.PEM" in found.names and "package/Key.PEM" not in found.left_out
+    assert packed(root, tmp_path / "out", committed=True).warning == ""
 
 
 def test_a_checkout_within_another_folder_of_git(root, tmp_path):

@@ -70,7 +70,7 @@ def note(account: Account, attempt: str) -> Hold:
         words=("--config=quickstart",),
         options=record.options(asked),
         zones=("us-east-1a",),
-        source="0",
+        source="0" * 64,
         revision="",
         attempt=attempt,
     )
