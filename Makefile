@@ -8,7 +8,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 RECENT = 'import sys; sys.exit(sys.version_info < (3, 11))'
 BIN = $(VENV)/bin
 WHICH ?= not slow and not cloud
-TESTS ?= $(wildcard tests/test_*.py)
+TESTS ?= $(wildcard tests/test_*.py) tests/launcher
 
 .PHONY: help train cloud test test-cloud test-slow lint format install lock clean
 
