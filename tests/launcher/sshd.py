@@ -166,8 +166,8 @@ class Machines:
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Callable[[int], Machines]]:
     """Starts so many hosts."""
-    if SSHD is None:
-        pytest.skip("sshd is not installed: apt-get install openssh-server")
+    if SSHD is None or not all(map(shutil.which, ("tmux", "curl"))):
+        pytest.skip("a program is not installed: apt-get install openssh-server tmux curl")
     with socket.socket() as trial:
         try:
             trial.bind((f"{NETWORK}.1", 22))
