@@ -17,7 +17,7 @@ from tests.tiny import WORDS, Shell
 
 pytest_plugins = ["tests.buckets", "tests.tiny_runs"]
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 RESTART = 75
 LAST = tiny.STEPS

@@ -236,6 +236,7 @@ def test_other_parts_of_the_batch_change_nothing(shell, compiled, monkeypatch, c
     assert_same_memory(states[1].memory, states[0].memory, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_two_processes_refill_what_one_does(shell, compiled, monkeypatch, capsys):
     monkeypatch.chdir(shell.home)
