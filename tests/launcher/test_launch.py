@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -275,9 +274,11 @@ def test_a_terminal_that_is_closed_leaves_nothing_running(laptop, cloud):
         start_new_session=True,
     )
     os.close(theirs)
-    while len(cloud.instances("running")) != 2:
-        if select.select([ours], [], [], 0.05)[0]:
-            os.read(ours, 4096)
+    seen = b""
+    while b"packages" not in seen:
+        seen += os.read(ours, 4096)
+    assert len(laptop.running()) == 2
+    cloud.refuse("TerminateInstances", "RequestLimitExceeded", times=4)
     os.close(ours)
     for _ in range(2):
         process.send_signal(signal.SIGHUP)
