@@ -143,3 +143,18 @@ def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "text" / "d.txt").unlink()
     with pytest.raises(UserError, match=r"cannot read .*d\.txt"):
         found.pack(tmp_path / "corpus.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(None, "has no text for the split 'valid'"), (b"\xff\n", "UTF-8")],
+)
+def test_what_a_trainer_would_refuse_is_refused_before_hosts_are_paid(tmp_path, content, complaint):
+    cfg = text(tmp_path / "text")
+    if content is None:
+        for number in range(200):
+            (tmp_path / "text" / f"{number}.txt").unlink()
+    else:
+        (tmp_path / "text" / "d.txt").write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        corpus.find(cfg)
