@@ -80,7 +80,7 @@ class Undo:
             raise UserError(
                 f"{str(error) or 'interrupted'}; and hosts of {self._name} ({ids}) could not be "
                 f"terminated ({failure}): do it with {self._kill}; otherwise they end by "
-                "themselves, half an hour after their start"
+                "themselves, half an hour after their set-up stood still"
             ) from error
         for line in self._what_was_done(undone):
             self._tell(line)
