@@ -10,10 +10,10 @@ BIN = $(VENV)/bin
 WHICH ?= not slow and not cloud
 TESTS ?= $(wildcard tests/test_*.py) tests/launcher
 
-.PHONY: help train cloud test test-cloud test-slow lint format install lock clean
+.PHONY: help train cloud test test-cloud test-cloud-slow test-slow lint format install lock clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 24
 
 # A step on CPU allocates and frees tens of megabytes; in huge pages that costs a sixth less time.
 train: $(VENV)/installed ## train the quickstart model on this machine
@@ -30,6 +30,9 @@ test: $(VENV)/installed-dev ## run the tests, on several cores
 
 test-cloud: $(VENV)/installed-dev ## test the launcher, on a cloud of this machine; needs root, sshd and tmux
 	$(BIN)/python -m pytest -q -m 'not slow' tests/cloud tests/launcher
+
+test-cloud-slow: $(VENV)/installed-dev ## test whole launches and what can go wrong in them, which takes longer
+	$(BIN)/python -m pytest -q -m 'slow and cloud' tests/cloud tests/launcher
 
 test-slow: $(VENV)/installed-dev ## run the tests that take longer
 	$(BIN)/python -m pytest -q -m 'slow and not cloud'

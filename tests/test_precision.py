@@ -258,25 +258,12 @@ def half(shell: Shell, compiled: None) -> Path:
     return logdir
 
 
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a training in this process receive SIGTERM in the course of its `steps`-th step."""
-    place_batch, placed = train.place_batch, []
-
-    def place(*given):
-        placed.append(given)
-        if len(placed) == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return place_batch(*given)
-
-    monkeypatch.setattr(train, "place_batch", place)
-
-
 def test_the_scale_and_the_plateau_outlive_a_stop(shell, half, compiled, monkeypatch):
     monkeypatch.chdir(shell.home)
     logdir = shell.home / "runs" / "half-stopped"
     for before, stop in ((0, 6), (6, 20)):
         with monkeypatch.context() as patch:
-            stop_after(stop - before, patch)
+            tiny.stop_after(stop - before, patch)
             assert train.main([*HALF, "--logdir", str(logdir)]) == 128 + signal.SIGTERM
     assert train.main([*HALF, "--logdir", str(logdir)]) == 0
     tiny.same_run(logdir, half)
@@ -318,7 +305,7 @@ def test_a_run_that_float16_cannot_hold_stops_and_keeps_its_checkpoint(
     words = [*HALF, "--logdir", str(logdir), "--eval-every", "100", "--log-every", "40"]
     words += ["--init-std", "1e5"]  # infinite in float16
     with monkeypatch.context() as patch:
-        stop_after(3, patch)
+        tiny.stop_after(3, patch)
         assert train.main(words) == 128 + signal.SIGTERM
     with pytest.raises(UserError) as raised:
         train.main(words)

@@ -100,16 +100,8 @@ def test_memory_is_as_if_all_had_been_read(tokens, said, zero_memory, compiled):
 
 def stop_after(steps: int, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains in this process, which receives SIGTERM in the course of the `steps`-th step."""
-    place_batch, placed = train.place_batch, []
-
-    def place(*given):
-        placed.append(given)
-        if len(placed) == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return place_batch(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(train, "place_batch", place)
+        tiny.stop_after(steps, patch)
         assert train.main(words) == 128 + signal.SIGTERM
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests import tiny
 from tests.tiny import LOGDIR, STEPS, WORDS, Shell
-from txl_jax import data, run_folder, sharding, train, vocab
+from txl_jax import data, run_folder, sharding, vocab
 from txl_jax.data import Streams
 from txl_jax.evaluate import Evaluator
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
@@ -201,19 +201,6 @@ def test_signals_save_and_the_same_command_goes_on(shell, finished):
     assert len(starts(logdir)) == 3
 
 
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a training in this process receive SIGTERM in the course of its `steps`-th step."""
-    place_batch, placed = train.place_batch, []
-
-    def place(*given):
-        placed.append(given)
-        if len(placed) == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return place_batch(*given)
-
-    monkeypatch.setattr(train, "place_batch", place)
-
-
 @pytest.fixture(scope="module")
 def other(shell: Shell, compiled: None) -> Path:
     """The folder of an undisturbed run of OTHER_WORDS."""
@@ -239,7 +226,7 @@ def test_every_step_is_one_to_go_on_from(shell, other, compiled, monkeypatch, ca
     assert stops[0] < best < stops[-2], "what was best should outlive a stop, and worse come after"
     for before, stop in zip([0, *stops], stops, strict=False):
         with monkeypatch.context() as patch:
-            stop_after(stop - before, patch)
+            tiny.stop_after(stop - before, patch)
             assert main(words) == 128 + signal.SIGTERM
         assert f"stopped by SIGTERM after step {stop}:" in capsys.readouterr().out
     assert main(words) == 0

@@ -259,7 +259,7 @@ def test_the_same_command_goes_on_without_starting_again(shell, finished, monkey
     assert "\n  layer 0: not trained (freeze_below 1)\n" in said
     assert run_folder.read_config(Path("runs/whole")).train.init_from == "runs/source"
 
-    stop_after(3, monkeypatch)
+    tiny.stop_after(3, monkeypatch)
     assert train.main([*words, "--logdir", "runs/parts"]) == 128 + signal.SIGTERM
     assert "starts from the parameters" in capsys.readouterr().out
     monkeypatch.undo()
@@ -273,16 +273,3 @@ def test_the_same_command_goes_on_without_starting_again(shell, finished, monkey
     trained = load_trained(Path("runs/parts"), "latest", tiny.one_device())
     for name, leaf in by_name(trained.params["layers"]).items():
         np.testing.assert_array_equal(leaf[0], lower[name], err_msg=name)
-
-
-def stop_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a training in this process receive SIGTERM in the course of its `number`-th step."""
-    place_batch, placed = train.place_batch, []
-
-    def place(*given: Any) -> Any:
-        placed.append(given)
-        if len(placed) == number:
-            signal.raise_signal(signal.SIGTERM)
-        return place_batch(*given)
-
-    monkeypatch.setattr(train, "place_batch", place)

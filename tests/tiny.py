@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,9 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from txl_jax import train
 from txl_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.trained import load_trained
 
@@ -206,3 +209,16 @@ def wait_for_step(process: subprocess.Popen[str], logdir: Path, step: int) -> No
 def _reached(lines: bytes, step: int) -> bool:
     whole = lines[: lines.rfind(b"\n") + 1].splitlines()
     return bool(whole) and json.loads(whole[-1])["step"] >= step
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a training in this process receive SIGTERM in the course of its `steps`-th step."""
+    place_batch, placed = train.place_batch, []
+
+    def place(*given: Any) -> Any:
+        placed.append(given)
+        if len(placed) == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return place_batch(*given)
+
+    monkeypatch.setattr(train, "place_batch", place)
