@@ -8,6 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +25,17 @@ pytestmark = [
 BUCKET = "txl-123456789012-us-east-1"
 WORDS = ["--config=quickstart", "--name=a", "--machines=2", "--max-tokens=6400000", *TINY, OPEN]
 """A run that is long enough to be disturbed."""
-SET_UP = ["packages", "source", "Python", "health check"]
-"""Steps on the hosts."""
+SET_UP = ["packages", "driver", "EFA", "source", "Python", "data", "health check"]
+"""Phases on hosts with GPUs, for a run that brings its text."""
+
+
+@pytest.fixture
+def gpu_words(tmp_path: Path) -> list[str]:
+    """What makes the run go through every phase of `SET_UP`."""
+    for number in range(300):
+        (tmp_path / f"{number}.txt").write_text("once upon a time\n" * 30)
+    words = ["--instance-type=p3dn.24xlarge", "--dataset=text", f"--text-dir={tmp_path}"]
+    return [*words, "--batch=16", "--eval-batch=16"]
 
 
 @pytest.fixture
@@ -129,10 +139,10 @@ def test_a_spot_host_that_is_taken_back_in_its_set_up(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", SET_UP)
-def test_ctrl_c_after_each_step_of_the_set_up(
-    cloud: LocalCloud, typed: Callable[..., Typed], step: str
+def test_ctrl_c_after_each_phase_of_the_set_up(
+    cloud: LocalCloud, typed: Callable[..., Typed], gpu_words: list[str], step: str
 ) -> None:
-    launch = typed()
+    launch = typed(*gpu_words)
     launch.wait_for(f"{step}: ")
     assert len(cloud.instances()) == 2
     launch.send(signal.SIGINT)
@@ -162,21 +172,22 @@ def test_ctrl_c_when_trainers_start_ends_them_or_says_that_they_train(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", SET_UP)
-def test_sigkill_after_each_step_of_the_set_up_and_typed_again(
-    cloud: LocalCloud, typed: Callable[..., Typed], step: str
+def test_sigkill_after_each_phase_of_the_set_up_and_typed_again(
+    cloud: LocalCloud, typed: Callable[..., Typed], gpu_words: list[str], step: str
 ) -> None:
-    launch = typed()
+    launch = typed(*gpu_words)
     launch.wait_for(f"{step}: ")
     launch.send(signal.SIGKILL)
     launch.end()
     hosts = [instance.id for instance in cloud.instances()]
-    again = typed()
+    assert len(hosts) == 2
+    again = typed(*gpu_words)
     assert again.end() == 0, again.text
     assert "a stands already: going on with it" in again.text
     assert [instance.id for instance in cloud.ec2.instances()] == hosts
     assert [instance.state for instance in cloud.instances()] == ["running"] * 2
     until_training(cloud)
-    third = typed()
+    third = typed(*gpu_words)
     assert third.end() == 0, "a run that trains is adopted as it is"
     assert [instance.id for instance in cloud.ec2.instances()] == hosts
 
