@@ -21,11 +21,11 @@ from flax import nnx
 
 from txl_jax import interop, sharding
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig, parse_words
-from txl_jax.data import Streams
 from txl_jax.errors import UserError, run_command
 from txl_jax.evaluator import Evaluator
 from txl_jax.model import TransformerXL
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
+from txl_jax.streams import Streams
 
 
 @dataclass(frozen=True)

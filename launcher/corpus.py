@@ -13,6 +13,7 @@ from pathlib import Path
 from launcher.on_host import contents
 from txl_jax import corpora
 from txl_jax.config import DataConfig
+from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
 
 FOLDER = "corpora"
@@ -58,7 +59,7 @@ def find(cfg: DataConfig) -> Corpus | None:
     """
     files: dict[str, Path] = {}
     if cfg.dataset not in ("stdlib", "synthetic"):
-        files |= _of_corpus(corpora.open_corpus(cfg))
+        files |= _of_corpus(cfg)
     if cfg.vocab_file:
         files[_VOCAB] = Path(cfg.vocab_file)
     if not files:
@@ -80,19 +81,15 @@ def find(cfg: DataConfig) -> Corpus | None:
     return Corpus(hash, files, tuple(words))
 
 
-def _of_corpus(corpus: corpora.Corpus) -> dict[str, Path]:
-    if isinstance(corpus, corpora.Folder):
-        for split in corpora.SPLITS:
-            # Whatever is wrong with a file or a split, the hosts would be paid for finding it.
-            for _ in corpus.documents(split):
-                pass
-        names = (name for split in corpora.SPLITS for name in corpus.files[split])
-        return {f"{_TEXT}/{name}": corpus.root / name for name in names}
-    assert isinstance(corpus, corpora.Named)
-    paths = [path for split in corpora.SPLITS for path in corpus.files[split]]
-    paths += [corpus.word_list] if corpus.word_list else []
-    layout = corpus.layout.folder
-    return {f"{layout}/{path.relative_to(corpus.root).as_posix()}": path for path in paths}
+def _of_corpus(cfg: DataConfig) -> dict[str, Path]:
+    corpus = corpora.open_corpus(cfg)
+    if cfg.dataset != "text":
+        return corpus.inputs
+    for split in SPLITS:
+        # Whatever is wrong with a file or a split, the hosts would be paid for finding it.
+        for _ in corpus.documents(split):
+            pass
+    return {f"{_TEXT}/{name}": path for name, path in corpus.inputs.items()}
 
 
 def _opened(path: Path) -> io.BufferedReader:

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from txl_jax import corpora, data
+from txl_jax import corpora, layouts, token_files
 from txl_jax.config import DataConfig
-from txl_jax.corpora import SPLITS
+from txl_jax.documents import SPLITS, Corpus
 from txl_jax.errors import UserError
+from txl_jax.folders import Folder
+from txl_jax.layouts import LAYOUTS
 
 
 def write(root: Path, files: dict[str, bytes]) -> Path:
@@ -21,17 +23,17 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
-def folder(**settings) -> corpora.Folder:
+def folder(**settings) -> Folder:
     corpus = corpora.open_corpus(DataConfig(**settings))
-    assert isinstance(corpus, corpora.Folder)
+    assert isinstance(corpus, Folder)
     return corpus
 
 
-def text_corpus(root: Path) -> corpora.Folder:
+def text_corpus(root: Path) -> Folder:
     return folder(dataset="text", text_dir=str(root))
 
 
-def all_files(corpus: corpora.Folder) -> list[str]:
+def all_files(corpus: Folder) -> list[str]:
     return sorted(name for split in SPLITS for name in corpus.files[split])
 
 
@@ -177,12 +179,12 @@ def test_a_python_without_source_is_told_what_to_do(tmp_path, monkeypatch, folde
 WIKITEXT = {"train": " = A =\n\n b b\n", "valid": " b <unk>\n", "test": " é\n"}
 
 
-def named(dataset: str, folder: Path, vocab: str = "words") -> corpora.Corpus:
+def named(dataset: str, folder: Path, vocab: str = "words") -> Corpus:
     settings: dict[str, Any] = {"dataset": dataset, "vocab": vocab, "data_dir": str(folder)}
     return corpora.open_corpus(DataConfig(**settings))
 
 
-def text_of(corpus: corpora.Corpus, split: str) -> bytes:
+def text_of(corpus: Corpus, split: str) -> bytes:
     return b"".join(corpus.documents(split))
 
 
@@ -196,7 +198,7 @@ def test_wikitext_is_read_from_either_name(tmp_path, pattern):
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
 def test_long_files_come_in_blocks_of_whole_lines(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(corpora, "_BLOCK", block)
+    monkeypatch.setattr(layouts, "_BLOCK", block)
     files = {"train.txt": "one é\n\ntwo\nthree".encode(), "valid.txt": b"", "test.txt": b"a\n"}
     corpus = named(
         "wikitext-103", write(tmp_path, {f"wikitext-103/{n}": t for n, t in files.items()})
@@ -212,7 +214,7 @@ def test_long_files_come_in_blocks_of_whole_lines(tmp_path, monkeypatch, block):
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
 def test_enwik8_is_the_bytes_that_the_original_reads_as_numbers(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(corpora, "_BLOCK", block)
+    monkeypatch.setattr(layouts, "_BLOCK", block)
     texts = {"train": "<a>\n é b\n\n".encode(), "valid": b"\nc", "test": b"d \n"}
     files = {}
     for split, text in texts.items():  # as prep_enwik8.py writes them
@@ -227,7 +229,7 @@ def test_enwik8_is_the_bytes_that_the_original_reads_as_numbers(tmp_path, monkey
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
 def test_text8_is_the_characters_that_the_original_reads(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(corpora, "_BLOCK", block)
+    monkeypatch.setattr(layouts, "_BLOCK", block)
     texts = {"train": b" a bc d ", "valid": b"ef", "test": b"g h"}
     files = {  # as prep_text8.py writes them
         f"text8/{split}.txt": " ".join(text.decode().strip().replace(" ", "_")).encode()
@@ -240,7 +242,7 @@ def test_text8_is_the_characters_that_the_original_reads(tmp_path, monkeypatch, 
 
 
 def test_lm1b_is_read_shard_by_shard_with_its_list_of_words(tmp_path):
-    shards = f"{corpora.LAYOUTS['lm1b'].files['train'][0].removesuffix('*')}0000"
+    shards = f"{LAYOUTS['lm1b'].files['train'][0].removesuffix('*')}0000"
     files = {f"{shards}2": b"c\n", f"{shards}1": b"a b\n", "valid.txt": b"d\n", "test.txt": b"d\n"}
     files["1b_word_vocab.txt"] = b"<S>\n<UNK>\nb\na\n"
     root = write(tmp_path / "one-billion-words", files)
@@ -250,11 +252,11 @@ def test_lm1b_is_read_shard_by_shard_with_its_list_of_words(tmp_path):
     assert named("lm1b", tmp_path, "bytes").word_list is None
 
     cfg = DataConfig(dataset="lm1b", vocab="words", data_dir=str(tmp_path))
-    tokens = data.prepare(cfg)
+    tokens = token_files.prepare(cfg)
     assert tokens.splits["train"].tolist() == [3, 2, 0, 1, 0]
     assert tokens.splits["test"].tolist() == [1, 0]
     write(root, {"1b_word_vocab.txt": b"<S>\n<UNK>\na\nb\n"})
-    other = data.prepare(cfg)
+    other = token_files.prepare(cfg)
     assert other.fingerprint != tokens.fingerprint
     assert other.splits["train"].tolist() == [2, 3, 0, 1, 0]
 
@@ -263,12 +265,12 @@ def test_the_words_of_wikitext_are_those_of_its_training_text(tmp_path):
     texts = {"train": b"a b b <unk>\n", "valid": b"a a a c\n", "test": b"b\n"}
     write(tmp_path / "wikitext-103", {f"{split}.txt": text for split, text in texts.items()})
     cfg = DataConfig(dataset="wikitext-103", vocab="words", data_dir=str(tmp_path))
-    tokens = data.prepare(cfg)
+    tokens = token_files.prepare(cfg)
     assert tokens.vocab.decode(range(len(tokens.vocab))) == b"\n b a <unk>"
     assert tokens.splits["train"].tolist() == [2, 1, 1, 3, 0]
     assert tokens.splits["valid"].tolist() == [2, 2, 2, 3, 0]
     write(tmp_path / "wikitext-103", {"test.txt": b"b b\n"})
-    assert data.prepare(cfg).fingerprint != tokens.fingerprint
+    assert token_files.prepare(cfg).fingerprint != tokens.fingerprint
 
 
 @pytest.mark.parametrize(

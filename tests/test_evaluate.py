@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests import tiny
 from tests.tiny import LOGDIR, Shell
-from txl_jax import data, evaluate, presets, sharding
+from txl_jax import evaluate, presets, sharding, token_files
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
 from txl_jax.evaluator import Evaluator, Score
@@ -31,7 +31,7 @@ def trained(finished: Path, compiled: None) -> Trained:
 @pytest.fixture(scope="module")
 def splits(shell: Shell, trained: Trained) -> dict[str, np.ndarray]:
     with contextlib.chdir(shell.home):
-        files = data.prepare(trained.cfg.data)
+        files = token_files.prepare(trained.cfg.data)
     return {name: np.asarray(tokens) for name, tokens in files.splits.items()}
 
 

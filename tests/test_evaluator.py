@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from tests import tiny
 from txl_jax import sharding
 from txl_jax.config import ModelConfig
-from txl_jax.data import Streams
 from txl_jax.errors import UserError
 from txl_jax.evaluator import Evaluator, Score, context_segments
 from txl_jax.model import Memory, TransformerXL, abstract
+from txl_jax.streams import Streams
 
 pytest_plugins = ["tests.tiny_runs"]
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -12,7 +12,7 @@ from tests import tiny
 from tests.tiny import LOGDIR
 from txl_jax import generate
 from txl_jax.beam import Beam, BeamSearch
-from txl_jax.corpora import END
+from txl_jax.documents import END
 from txl_jax.errors import UserError
 from txl_jax.generator import Generator
 from txl_jax.sampling import Sampling

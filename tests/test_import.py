@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from tests.tiny import files, one_device
-from txl_jax import data, evaluate, foreign, generate, interop, torch_files, train, vocab
+from txl_jax import evaluate, foreign, generate, interop, token_files, torch_files, train, vocab
 from txl_jax.config import DataConfig
 from txl_jax.errors import UserError
 from txl_jax.model import Memory, TransformerXL, abstract
@@ -206,20 +206,20 @@ def test_a_corpus_is_read_with_the_vocabulary_of_a_file(tmp_path):
     plain = DataConfig("text", str(text), data_dir=str(tmp_path / "data"))
     path = tmp_path / "vocab.json"
     given = dataclasses.replace(plain, vocab_file=str(path))
-    prints = [data.prepare(plain).fingerprint]
+    prints = [token_files.prepare(plain).fingerprint]
     for values in ("cba\n\f", "abc\n\f", "abc\n\f!"):
         vocab.BytesVocab(values.encode()).save(path)
-        tokens = data.prepare(given)
+        tokens = token_files.prepare(given)
         assert tokens.vocab == vocab.load(path)
         assert bytes(values.encode()[i] for i in tokens.splits["test"][:7]) == b"abcab\n\f"
         prints.append(tokens.fingerprint)
     assert len(set(prints)) == 4
     vocab.BytesVocab(b"ab\n\f").save(path)
     with pytest.raises(UserError, match="0x63"):
-        data.prepare(given)
+        token_files.prepare(given)
     path.unlink()
     with pytest.raises(UserError, match="cannot read the vocabulary"):
-        data.prepare(given)
+        token_files.prepare(given)
 
 
 def changed(tmp_path: Path, change: Any) -> Path:

@@ -13,12 +13,12 @@ from PIL import Image
 
 from tests import tiny
 from tests.tiny import LOGDIR, WORDS, Shell
-from txl_jax import data, lr_finder, preflight, sharding
+from txl_jax import lr_finder, preflight, sharding, token_files
 from txl_jax.config import Config
-from txl_jax.data import Streams
 from txl_jax.errors import UserError
 from txl_jax.lr_finder import WARM, Sweep, draw, first_state, run_sweep, smooth, suggest
 from txl_jax.step import make_train_step, place_batch
+from txl_jax.streams import Streams
 
 pytest_plugins = ["tests.tiny_runs"]
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -103,7 +103,7 @@ def towards(fraction: np.float32, old: np.ndarray, new: jax.Array) -> np.ndarray
 
 def test_a_sweep_is_the_train_step_at_growing_rates(cfg):
     """Over more than one epoch, with memory, dropout and clipping as in training."""
-    mesh, tokens = tiny.one_device(), data.prepare(cfg.data)
+    mesh, tokens = tiny.one_device(), token_files.prepare(cfg.data)
     cfg = preflight.with_vocabulary(cfg, tokens.vocab)
     streams = Streams.trimmed(tokens.splits["train"], tiny.BATCH, tiny.TGT_LEN)
     # An epoch of 20 segments, so that it begins anew within the sweep.

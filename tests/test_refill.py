@@ -18,11 +18,10 @@ from flax import nnx
 from tests import tiny
 from tests.members import free_port
 from tests.tiny import TGT_LEN, WORDS
-from txl_jax import data, run_folder, sharding, train
+from txl_jax import run_folder, sharding, token_files, train
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import ClusterConfig, Config
 from txl_jax.course import Course
-from txl_jax.data import Streams
 from txl_jax.model import Memory, abstract
 from txl_jax.refill import refilled
 from txl_jax.step import (
@@ -32,6 +31,7 @@ from txl_jax.step import (
     place_batch,
     state_shardings,
 )
+from txl_jax.streams import Streams
 
 pytest_plugins = ["tests.tiny_runs"]
 
@@ -121,7 +121,7 @@ def in_parts(cfg: Config, home: Path, parts: list[tuple[int, int]]) -> TrainStat
     before it has parameters and optimizer state; its memory is that of a slow reading.
     """
     with contextlib.chdir(home):
-        text = data.prepare(cfg.data).splits["train"]
+        text = token_files.prepare(cfg.data).splits["train"]
     mesh, tokens = sharding.make_mesh(), 0
     state = None
     for batch, steps in parts:

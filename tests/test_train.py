@@ -14,10 +14,10 @@ import pytest
 
 from tests import tiny
 from tests.tiny import LOGDIR, STEPS, WORDS, Shell
-from txl_jax import data, run_folder, sharding, vocab
-from txl_jax.data import Streams
+from txl_jax import run_folder, sharding, token_files, vocab
 from txl_jax.evaluate import Evaluator
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
+from txl_jax.streams import Streams
 from txl_jax.train import main
 from txl_jax.trained import load_trained
 
@@ -216,7 +216,7 @@ def test_every_step_is_one_to_go_on_from(shell, other, compiled, monkeypatch, ca
     logdir = shell.home / "runs" / "stopped"
     words = [*OTHER_WORDS, "--logdir", str(logdir)]
     streams = Streams.trimmed(
-        data.prepare(run_folder.read_config(other).data).splits["train"], 8, 16
+        token_files.prepare(run_folder.read_config(other).data).splits["train"], 8, 16
     )
     epoch = len(streams)
     assert epoch > 14 and epoch + 2 < 2 * epoch < OTHER_STEPS
@@ -238,7 +238,7 @@ def test_the_loop_is_these_steps(shell, other, compiled):
     """The segments in order, epoch after epoch; what is logged is the mean since the last line."""
     cfg, mesh = run_folder.read_config(other), sharding.make_mesh()
     with contextlib.chdir(shell.home):
-        splits = data.prepare(cfg.data).splits
+        splits = token_files.prepare(cfg.data).splits
     streams = Streams.trimmed(splits["train"], 8, tiny.TGT_LEN)
     state, train_step = init_state(cfg, mesh), make_train_step(cfg, mesh, len(streams))
     losses, norms = tagged(other, "learning/loss"), tagged(other, "learning/grad_norm")

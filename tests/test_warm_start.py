@@ -13,13 +13,13 @@ import pytest
 
 from tests import tiny
 from tests.tiny import LOGDIR, WORDS, Shell
-from txl_jax import data, preflight, run_folder, train
+from txl_jax import preflight, run_folder, token_files, train
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.checkpoint_leaves import by_name
 from txl_jax.config import Config
-from txl_jax.data import TokenFiles
 from txl_jax.errors import UserError
 from txl_jax.model import abstract
+from txl_jax.token_files import TokenFiles
 from txl_jax.trained import CHECKPOINTS, VOCAB, load_trained
 from txl_jax.vocab import BytesVocab, Vocab
 from txl_jax.warm_start import load
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("compiled")
 @pytest.fixture(scope="module")
 def tokens(shell: Shell) -> TokenFiles:
     with contextlib.chdir(shell.home):
-        return data.prepare(tiny.CONFIG.data)
+        return token_files.prepare(tiny.CONFIG.data)
 
 
 @pytest.fixture

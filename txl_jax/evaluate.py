@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from txl_jax import data, presets, sharding, sweep
+from txl_jax import presets, sharding, sweep, token_files
 from txl_jax.config import ModelConfig, parse_words
 from txl_jax.errors import UserError, run_command
 from txl_jax.evaluator import Evaluator, Score
@@ -102,7 +102,7 @@ def chosen_text(args: Arguments, trained: Trained) -> tuple[str, NDArray[np.inte
     """What the text is called, and its tokens."""
     if args.text:
         return args.text, read_text(Path(args.text), trained.vocab)
-    tokens = data.prepare(trained.cfg.data)
+    tokens = token_files.prepare(trained.cfg.data)
     trained.check_corpus(tokens)
     split = args.split or "test"
     return split, tokens.splits[split]

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from txl_jax import sharding
 from txl_jax.checks import check_batch
 from txl_jax.config import ModelConfig
-from txl_jax.data import Streams
 from txl_jax.errors import UserError
 from txl_jax.model import Memory, TransformerXL, abstract
+from txl_jax.streams import Streams
 
 
 @dataclass(frozen=True)

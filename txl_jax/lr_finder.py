@@ -24,13 +24,14 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from txl_jax import config, data, distributed, run_folder, sharding, storage, warm_start
+from txl_jax import config, distributed, run_folder, sharding, storage, token_files, warm_start
 from txl_jax.config import Command, Config
-from txl_jax.data import Streams, TokenFiles
 from txl_jax.errors import UserError, run_command
 from txl_jax.peers import Peers
 from txl_jax.preflight import check, with_vocabulary
 from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
+from txl_jax.streams import Streams
+from txl_jax.token_files import TokenFiles
 
 PICTURE, POINTS = "lr_finder.png", "lr_finder.json"
 SMOOTHING = 0.9
@@ -227,7 +228,7 @@ def main(words: list[str]) -> None:
 def _find(args: Arguments, out: Path) -> None:
     mesh = sharding.make_mesh()
     check(args.experiment, mesh)
-    tokens = data.prepare(args.experiment.data)
+    tokens = token_files.prepare(args.experiment.data)
     cfg = with_vocabulary(args.experiment, tokens.vocab)
     streams = Streams.trimmed(tokens.splits["train"], cfg.train.batch, cfg.model.tgt_len)
     state = first_state(cfg, mesh, tokens)

@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from txl_jax import sharding
 from txl_jax.config import Config
 from txl_jax.course import Course
-from txl_jax.data import Streams
 from txl_jax.evaluator import context_segments
 from txl_jax.model import Memory, abstract
 from txl_jax.step import TrainState
+from txl_jax.streams import Streams
 
 
 def refilled(

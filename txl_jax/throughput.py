@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from txl_jax import data, flops, metrics, preflight, sharding
+from txl_jax import flops, metrics, preflight, sharding, token_files
 from txl_jax.checks import WARM_UP, check_throughput
 from txl_jax.config import Config
-from txl_jax.data import Streams
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
+from txl_jax.streams import Streams, check_length
 
 SEGMENTS = 4
 """Segments of each synthetic stream; they come again and again."""
@@ -55,9 +55,9 @@ def open_streams(cfg: Config) -> tuple[Config, Streams]:
     if cfg.data.dataset == "synthetic":
         drawn = zipf(cfg.model.n_token, batch * (SEGMENTS * tgt_len + 1))
         return cfg, Streams.trimmed(drawn, batch, tgt_len)
-    corpus = data.survey(cfg.data)
+    corpus = token_files.survey(cfg.data)
     cfg = preflight.with_vocabulary(cfg, corpus.vocab)
-    data.check_length(corpus.n_tokens["train"], batch, tgt_len)
+    check_length(corpus.n_tokens["train"], batch, tgt_len)
     return cfg, Streams.trimmed(corpus.token_files().splits["train"], batch, tgt_len)
 
 

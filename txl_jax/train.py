@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from txl_jax import (
     checkpoint_reader,
     config,
-    data,
     distributed,
     metrics,
     preflight,
@@ -27,12 +26,12 @@ from txl_jax import (
     sharding,
     supervise,
     throughput,
+    token_files,
     warm_start,
 )
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import Config, TrainCommand
 from txl_jax.course import Course
-from txl_jax.data import Streams, TokenFiles
 from txl_jax.distributed import Cluster
 from txl_jax.divergence import finite_totals
 from txl_jax.errors import RESTART_STATUS, UserError, run_command
@@ -46,6 +45,8 @@ from txl_jax.peers import Peers, facts
 from txl_jax.sampling import Sampling
 from txl_jax.signals import caught_signals
 from txl_jax.step import Totals, after_validation, init_state, make_train_step, place_batch
+from txl_jax.streams import Streams, check_length
+from txl_jax.token_files import TokenFiles
 from txl_jax.trained import CHECKPOINTS, VOCAB, best_of, check_corpus
 
 
@@ -232,9 +233,9 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     if cfg.train.throughput:
         return throughput.run(command.config, cfg, mesh)
     home, primary = Home(logdir), jax.process_index() == 0
-    corpus = data.survey(cfg.data)
+    corpus = token_files.survey(cfg.data)
     cfg = preflight.with_vocabulary(cfg, corpus.vocab)
-    data.check_length(corpus.n_tokens["train"], cfg.train.batch, cfg.model.tgt_len)
+    check_length(corpus.n_tokens["train"], cfg.train.batch, cfg.model.tgt_len)
     if primary:
         home.bring()
         run_folder.check(home.folder, cfg)

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from txl_jax import checkpoint_reader, run_folder, sharding, vocab
 from txl_jax.config import Config
-from txl_jax.data import TokenFiles
 from txl_jax.errors import UserError
 from txl_jax.mirror import pull
 from txl_jax.model import abstract
 from txl_jax.store import Store, is_remote, local_folder, open_store
+from txl_jax.token_files import TokenFiles
 
 CHECKPOINTS = "checkpoints"
 VOCAB = "vocab.json"

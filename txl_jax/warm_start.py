@@ -24,9 +24,9 @@ from jax.sharding import Mesh
 from txl_jax import sharding
 from txl_jax.checkpoint_leaves import by_name
 from txl_jax.config import Config
-from txl_jax.data import TokenFiles
 from txl_jax.errors import UserError
 from txl_jax.model import abstract, stacked
+from txl_jax.token_files import TokenFiles
 from txl_jax.trained import Trained, load_trained
 from txl_jax.vocab import Vocab
 

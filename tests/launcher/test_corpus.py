@@ -10,7 +10,9 @@ import pytest
 from launcher import corpus
 from txl_jax import corpora
 from txl_jax.config import DataConfig
+from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
+from txl_jax.layouts import LAYOUTS
 
 NAMES = ["it's.txt", "a b/c.txt", "d.txt"]
 
@@ -55,7 +57,7 @@ def test_a_host_finds_the_same_corpus(tmp_path, monkeypatch):
     there = corpora.open_corpus(
         replace(cfg, text_dir=words["--text-dir"], data_dir=words["--data-dir"])
     )
-    for split in corpora.SPLITS:
+    for split in SPLITS:
         assert list(there.documents(split)) == list(here.documents(split))
 
 
@@ -93,7 +95,7 @@ def test_the_archive_is_always_the_same(tmp_path):
 def test_a_data_set_of_the_original_lies_where_the_trainer_looks(tmp_path):
     folder = tmp_path / "data" / "wikitext-103"
     folder.mkdir(parents=True)
-    for split in corpora.SPLITS:
+    for split in SPLITS:
         (folder / f"{split}.txt").write_text(f"{split} text\n")
     (folder / "other").write_text("")
     cfg = DataConfig(dataset="wikitext-103", vocab="words", data_dir=str(tmp_path / "data"))
@@ -101,12 +103,12 @@ def test_a_data_set_of_the_original_lies_where_the_trainer_looks(tmp_path):
     assert found
     assert found.words == ("--data-dir", f"../corpora/{found.hash}")
     files = packed(found, tmp_path)
-    assert files.keys() == {f"wikitext-103/{split}.txt" for split in corpora.SPLITS}
+    assert files.keys() == {f"wikitext-103/{split}.txt" for split in SPLITS}
 
 
 def test_the_billion_words_come_with_their_list(tmp_path):
     folder = tmp_path / "data" / "one-billion-words"
-    shards = folder / corpora.LAYOUTS["lm1b"].files["train"][0].rpartition("/")[0]
+    shards = folder / LAYOUTS["lm1b"].files["train"][0].rpartition("/")[0]
     shards.mkdir(parents=True)
     for path in (shards / "news.en-1", folder / "valid.txt", folder / "test.txt"):
         path.write_text("text\n")

@@ -1,7 +1,4 @@
-"""From a corpus to token files on disk, and from those to segments [batch, time].
-
-B batch, T segment (tgt_len).
-"""
+"""Token files: a corpus as ids on disk, made once."""
 
 import errno
 import hashlib
@@ -21,9 +18,10 @@ from tqdm import tqdm
 
 from txl_jax import corpora, storage, vocab
 from txl_jax.config import DataConfig
-from txl_jax.corpora import SPLITS, Corpus
+from txl_jax.documents import SPLITS, Corpus
 from txl_jax.errors import UserError
-from txl_jax.vocab import Vocab, WordsVocab
+from txl_jax.vocab import Vocab
+from txl_jax.words_vocab import WordsVocab
 
 _FORMAT = 1
 """Raised when the same corpus and settings would give other token files than before."""
@@ -244,146 +242,3 @@ def _publish(unfinished: Path, folder: Path, fingerprint: str) -> None:
         if _open(folder, fingerprint) is None:
             for path in unfinished.iterdir():
                 os.replace(path, folder / path.name)
-
-
-@dataclass(frozen=True, eq=False)
-class Streams:
-    """A split cut into `batch` contiguous streams, and the streams into segments of `tgt_len`.
-
-    Row b of segment i + 1 goes on where row b of segment i ended, so that memory can be carried
-    from one to the next. A prediction j has token j as its input and token j + 1 as its target.
-
-    The streams have no state. The segment that a training step reads is
-    `epoch, i = divmod(n, len(streams))`, where n segments were read before it.
-    """
-
-    tokens: NDArray[np.integer]
-    """The split, [tokens]."""
-    batch: int
-    """Streams B."""
-    tgt_len: int
-    """Predictions T of one stream in a segment."""
-    stride: int
-    """Predictions from the start of one stream to the start of the next."""
-    length: int
-    """Predictions of a stream."""
-    context: int = 0
-    """Predictions with which every stream but the first begins that are not its own: their tokens
-    are read, for the sake of memory, but the stream before predicts them."""
-
-    @classmethod
-    def trimmed(cls, tokens: NDArray[np.integer], batch: int, tgt_len: int) -> Self:
-        """For training: streams of n = len(tokens) // batch tokens, each n - 1 predictions.
-
-        This is the original's `LMOrderedIterator`: the split's last len(tokens) % batch tokens are
-        left out, and no stream predicts the first token of the next. The last segment of an epoch
-        may be shorter than tgt_len; it is padded.
-
-        Raises UserError where a stream is shorter than one segment.
-        """
-        check_length(len(tokens), batch, tgt_len)
-        n = len(tokens) // batch
-        return cls(np.asarray(tokens), batch, tgt_len, stride=n, length=n - 1)
-
-    @classmethod
-    def covering(cls, tokens: NDArray[np.integer], batch: int, tgt_len: int) -> Self:
-        """For a quick evaluation: every one of the len(tokens) - 1 predictions once.
-
-        Streams hold n = ceil((len(tokens) - 1) / batch) predictions; the last ones are padded. Each
-        begins with empty memory, so that a larger batch makes the mean loss a little higher.
-
-        Raises UserError where there are fewer than two tokens.
-        """
-        n = -(-_predictions(tokens) // batch)
-        return cls(np.asarray(tokens), batch, tgt_len, stride=n, length=n)
-
-    @classmethod
-    def seamless(
-        cls, tokens: NDArray[np.integer], batch: int, tgt_len: int, context: int, together: int = 1
-    ) -> Self:
-        """For an exact evaluation: every prediction once, as if there were one stream.
-
-        Streams are cut where the segments of one stream end, and every stream but the first reads
-        `context` segments before its own ones. The first has as many more of its own, so that all
-        take equally long: batch x n + context segments cover the text, for the least n. If
-        `context` reaches as far back as a prediction can look, its loss does not depend on batch.
-
-        Args:
-          context: segments that are read before those that count.
-          together: streams are cut only between blocks of this many segments (where memory is
-            emptied before each block, context can be 0).
-
-        Raises UserError where there are fewer than two tokens.
-        """
-        segments = -(-_predictions(tokens) // tgt_len)
-        blocks = -(-max(1, segments - context) // together)
-        own = together * -(-blocks // batch)
-        return cls(
-            np.asarray(tokens),
-            batch,
-            tgt_len,
-            stride=own * tgt_len,
-            length=min(context + own, segments) * tgt_len,
-            context=context * tgt_len,
-        )
-
-    def __len__(self) -> int:
-        """Segments in an epoch."""
-        return -(-self.length // self.tgt_len)
-
-    @property
-    def n_tokens(self) -> int:
-        """Predictions in an epoch, padding and context not counted."""
-        own = max(0, self.length - self.context)
-        return min(self.length + (self.batch - 1) * own, len(self.tokens) - 1)
-
-    @property
-    def n_context(self) -> int:
-        """Tokens that streams with predictions of their own read as context."""
-        others = -(-(len(self.tokens) - 1 - self.context) // self.stride) - 1
-        return self.context * min(max(0, others), self.batch - 1)
-
-    def segment(
-        self, i: int, rows: slice = slice(None)
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Inputs and targets of segment i, int32 [rows, T] each; padding is input 0, target -1.
-
-        Targets of context are -1 too. Only the tokens of these rows are read. Raises IndexError
-        where there is no segment i.
-        """
-        if not 0 <= i < len(self):
-            raise IndexError(f"segment {i} of {len(self)}")
-        streams = range(self.batch)[rows]
-        inputs = np.zeros((len(streams), self.tgt_len), np.int32)
-        targets = np.full_like(inputs, -1)
-        done = i * self.tgt_len
-        for row, stream in enumerate(streams):
-            start = stream * self.stride + done
-            left = min(self.length - done, len(self.tokens) - 1 - start)
-            n = max(0, min(self.tgt_len, left))
-            inputs[row, :n] = self.tokens[start : start + n]
-            skipped = min(n, max(0, self.context - done)) if stream else 0
-            targets[row, skipped:n] = self.tokens[start + skipped + 1 : start + n + 1]
-        return inputs, targets
-
-
-def _predictions(tokens: NDArray[np.integer]) -> int:
-    if len(tokens) < 2:
-        raise UserError(f"{len(tokens)} tokens hold nothing to predict: 2 or more are needed")
-    return len(tokens) - 1
-
-
-def check_length(n_tokens: int, batch: int, tgt_len: int) -> None:
-    """Raises UserError unless `n_tokens` in `batch` streams give each a segment of `tgt_len`."""
-    n = n_tokens // batch
-    if n > tgt_len:
-        return
-    fits = []
-    if n >= 2:
-        fits.append(f"--tgt-len {n - 1} or less")
-    if most := n_tokens // (tgt_len + 1):
-        fits.append(f"--batch {most} or less")
-    raise UserError(
-        f"{n_tokens} tokens in a batch of {batch} give streams of {n} tokens, too short for a "
-        f"tgt_len of {tgt_len} (and 1 to predict): use {' or '.join([*fits, 'more text'])}"
-    )

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
-from txl_jax import corpora, data, vocab
+from txl_jax import corpora, token_files, vocab
 from txl_jax.config import DataConfig
-from txl_jax.corpora import SPLITS
-from txl_jax.data import Streams, TokenFiles
+from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
+from txl_jax.folders import Folder
+from txl_jax.token_files import TokenFiles
 
 N_FILES = 200
 
@@ -50,7 +49,7 @@ def folders(cfg: DataConfig) -> list[Path]:
 
 
 def test_tokens_are_the_text_of_each_split(cfg):
-    files = data.prepare(cfg)
+    files = token_files.prepare(cfg)
     assert_whole(files, cfg)
     assert folders(cfg) == [files.folder]
     assert files.folder.name == f"text-bytes-{files.fingerprint[:12]}"
@@ -68,7 +67,7 @@ def test_tokens_are_the_text_of_each_split(cfg):
 
 
 def test_the_manifest_counts_documents_and_tokens(cfg):
-    files = data.prepare(cfg)
+    files = token_files.prepare(cfg)
     manifest = json.loads((files.folder / "manifest.json").read_text())
     assert sum(manifest["splits"][split]["documents"] for split in SPLITS) == N_FILES
     for split in SPLITS:
@@ -78,57 +77,57 @@ def test_the_manifest_counts_documents_and_tokens(cfg):
 
 
 def test_a_survey_knows_the_tokens_and_writes_nothing(cfg):
-    found = data.survey(cfg)
+    found = token_files.survey(cfg)
     assert not Path(cfg.data_dir).parent.exists()
-    files = data.prepare(cfg)
+    files = token_files.prepare(cfg)
     assert found.n_tokens == {split: len(files.splits[split]) for split in SPLITS}
     assert (found.vocab, found.fingerprint) == (files.vocab, files.fingerprint)
-    assert data.survey(cfg).token_files().folder == files.folder
+    assert token_files.survey(cfg).token_files().folder == files.folder
 
 
 def test_prepared_files_are_used_again(cfg, monkeypatch):
-    first = data.prepare(cfg)
+    first = token_files.prepare(cfg)
     monkeypatch.delattr(vocab.BytesVocab, "encode")  # so that nothing can be made again
-    second = data.prepare(cfg)
+    second = token_files.prepare(cfg)
     assert second.folder == first.folder
     for split in SPLITS:
         np.testing.assert_array_equal(second.splits[split], first.splits[split])
 
 
 def test_a_changed_corpus_never_uses_the_old_files(cfg):
-    old = data.prepare(cfg)
+    old = token_files.prepare(cfg)
     path = Path(cfg.text_dir, "0.txt")
     text = path.read_bytes()
     status = path.stat()
     path.write_bytes(text.replace(b"D", b"d"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
-    changed = data.prepare(cfg)
+    changed = token_files.prepare(cfg)
     assert changed.folder != old.folder
     assert_whole(changed, cfg)
     path.unlink()
-    without = data.prepare(cfg)
+    without = token_files.prepare(cfg)
     assert_whole(without, cfg)
     path.write_bytes(text)
-    assert data.prepare(cfg).folder == old.folder
+    assert token_files.prepare(cfg).folder == old.folder
     assert folders(cfg) == sorted([old.folder, changed.folder, without.folder])
 
 
 def test_text_that_moves_from_one_file_to_the_next_is_another_corpus(cfg):
     corpus = corpora.open_corpus(cfg)
-    assert isinstance(corpus, corpora.Folder)
+    assert isinstance(corpus, Folder)
     first, second = (corpus.root / name for name in corpus.files["train"][:2])
     first.write_bytes(b"one\n\ftwo")
     second.write_bytes(b"three")
-    old = data.prepare(cfg)
+    old = token_files.prepare(cfg)
     first.write_bytes(b"one")
     second.write_bytes(b"two\n\fthree")
-    assert data.prepare(cfg).fingerprint != old.fingerprint
+    assert token_files.prepare(cfg).fingerprint != old.fingerprint
 
 
 @pytest.mark.parametrize("name", ["train.npy", "test.npy", "vocab.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "longer", "zeros"])
 def test_damaged_files_are_made_again(cfg, name, damage):
-    files = data.prepare(cfg)
+    files = token_files.prepare(cfg)
     path = files.folder / name
     whole = path.read_bytes()
     path.unlink()
@@ -139,7 +138,7 @@ def test_damaged_files_are_made_again(cfg, name, damage):
             path.write_bytes(whole + b"}")
         case "zeros":
             path.write_bytes(bytes(len(whole)))
-    again = data.prepare(cfg)
+    again = token_files.prepare(cfg)
     assert again.folder == files.folder
     assert path.read_bytes() == whole
     assert folders(cfg) == [files.folder]
@@ -148,19 +147,19 @@ def test_damaged_files_are_made_again(cfg, name, damage):
 
 
 def test_files_of_another_corpus_under_this_name_are_not_used(cfg):
-    files = data.prepare(cfg)
+    files = token_files.prepare(cfg)
     Path(cfg.text_dir, "0.txt").unlink()
-    other = data.prepare(cfg)
+    other = token_files.prepare(cfg)
     for path in files.folder.iterdir():
         os.replace(path, other.folder / path.name)
-    assert_whole(data.prepare(cfg), cfg)
+    assert_whole(token_files.prepare(cfg), cfg)
 
 
 def test_an_empty_folder_of_this_name_is_filled(cfg):
-    folder = data.prepare(cfg).folder
+    folder = token_files.prepare(cfg).folder
     for path in folder.iterdir():
         path.unlink()
-    assert_whole(data.prepare(cfg), cfg)
+    assert_whole(token_files.prepare(cfg), cfg)
 
 
 def test_a_corpus_that_changes_meanwhile_is_an_error(cfg, monkeypatch):
@@ -171,31 +170,31 @@ def test_a_corpus_that_changes_meanwhile_is_an_error(cfg, monkeypatch):
 
     monkeypatch.setattr(vocab, "build", build)
     with pytest.raises(UserError, match="changed while they were read: start again"):
-        data.prepare(cfg)
+        token_files.prepare(cfg)
     assert folders(cfg) == []
 
 
 def test_nothing_is_written_for_a_corpus_that_cannot_be_used(cfg):
     Path(cfg.text_dir, "7.txt").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"7\.txt is not UTF-8"):
-        data.prepare(cfg)
+        token_files.prepare(cfg)
     assert not Path(cfg.data_dir).exists()
 
 
 def test_a_data_folder_that_cannot_be_written(cfg):
     Path(cfg.data_dir).parent.write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cannot write token files to .*; make room .*--data-dir"):
-        data.prepare(cfg)
+        token_files.prepare(cfg)
 
 
 def test_a_file_where_the_prepared_folder_should_be(cfg):
-    folder = data.prepare(cfg).folder
+    folder = token_files.prepare(cfg).folder
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     folder.write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write token files to .*: Not a directory"):
-        data.prepare(cfg)
+        token_files.prepare(cfg)
     assert folders(cfg) == [folder]
 
 
@@ -203,7 +202,7 @@ def test_a_file_where_the_prepared_folder_should_be(cfg):
 
 CHILD = """
 import os, resource, signal, sys
-from txl_jax import data
+from txl_jax import token_files
 from txl_jax.config import DataConfig
 from txl_jax.errors import run_command
 
@@ -222,7 +221,7 @@ def pausing(function, call):
 
 match sys.argv[1]:
     case "pause-while-writing":  # train.npy has its tokens, but not yet their number
-        data._write_header = pausing(data._write_header, 2)
+        token_files._write_header = pausing(token_files._write_header, 2)
     case "pause-before-rename":
         os.rename = pausing(os.rename, 1)
     case "no-room" | "little-room" as room:
@@ -231,7 +230,7 @@ match sys.argv[1]:
 
 def main(args):
     cfg = DataConfig(dataset="text", text_dir=args[1], data_dir=args[2])
-    print(data.prepare(cfg).folder)
+    print(token_files.prepare(cfg).folder)
 
 run_command(main)
 """
@@ -263,7 +262,7 @@ def test_two_processes_prepare_at_the_same_time(cfg):
         process.stdin.flush()
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    files = data.prepare(cfg)
+    files = token_files.prepare(cfg)
     assert outputs == [(f"{files.folder}\n", "")] * 2
     assert folders(cfg) == [files.folder]
     assert_whole(files, cfg)
@@ -272,7 +271,7 @@ def test_two_processes_prepare_at_the_same_time(cfg):
 def test_the_second_process_keeps_the_files_of_the_first(cfg):
     process = child("pause-before-rename", cfg)
     wait_for_pause(process)
-    files = data.prepare(cfg)
+    files = token_files.prepare(cfg)
     before = (files.folder / "train.npy").stat().st_ino
     process.communicate("go\n")
     assert process.returncode == 0
@@ -287,7 +286,7 @@ def test_a_killed_preparation_leaves_nothing_that_counts_as_whole(cfg, moment):
     process.kill()
     process.communicate()
     assert all(path.name.startswith(".") for path in folders(cfg))
-    files = data.prepare(cfg)
+    files = token_files.prepare(cfg)
     assert files.folder in folders(cfg)
     assert_whole(files, cfg)
 
@@ -321,150 +320,3 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cfg, room):
 
 
 # --- Streams
-
-
-def original_segments(tokens: np.ndarray, batch: int, tgt_len: int):
-    """The original's LMOrderedIterator, slowly: time-major columns, one token at a time."""
-    steps = len(tokens) // batch
-    columns = [[int(t) for t in tokens[b * steps : (b + 1) * steps]] for b in range(batch)]
-    for i in range(0, steps - 1, tgt_len):
-        inputs, targets = [], []
-        for column in columns:
-            inputs.append([0] * tgt_len)
-            targets.append([-1] * tgt_len)
-            for t in range(min(tgt_len, steps - 1 - i)):
-                inputs[-1][t] = column[i + t]
-                targets[-1][t] = column[i + t + 1]
-        yield inputs, targets
-
-
-sizes = st.integers(1, 12)
-
-
-@given(st.integers(0, 150), sizes, sizes)
-def test_trimmed_is_the_originals_order(n, batch, tgt_len):
-    assume(n // batch > tgt_len)
-    tokens = np.random.default_rng(0).integers(256, size=n).astype(np.uint8)
-    streams = Streams.trimmed(tokens, batch, tgt_len)
-    expected = list(original_segments(tokens, batch, tgt_len))
-    assert len(streams) == len(expected)
-    for i, (inputs, targets) in enumerate(expected):
-        np.testing.assert_array_equal(streams.segment(i), (inputs, targets), strict=False)
-    assert streams.n_tokens == sum(np.sum(np.array(t) >= 0) for _, t in expected)
-
-
-@given(st.integers(2, 150), st.integers(1, 200), st.integers(1, 60))
-def test_covering_makes_every_prediction_once_in_order(n, batch, tgt_len):
-    streams = Streams.covering(np.arange(1000, 1000 + n, dtype=np.uint16), batch, tgt_len)
-    segments = [streams.segment(i) for i in range(len(streams))]
-    inputs = np.concatenate([inputs for inputs, _ in segments], axis=1)
-    targets = np.concatenate([targets for _, targets in segments], axis=1)
-    assert inputs.shape == targets.shape == (batch, len(streams) * tgt_len)
-    counted = targets >= 0
-    # Row after row, left to right: each token but the first, once.
-    np.testing.assert_array_equal(targets[counted], np.arange(1001, 1000 + n))
-    np.testing.assert_array_equal(inputs[counted], np.arange(1000, 1000 + n - 1))
-    assert set(inputs[~counted]) <= {0} and set(targets[~counted]) <= {-1}
-    # Padding stands at the end of a row only, and no segment is all padding.
-    assert np.all(counted[:, :-1] >= counted[:, 1:])
-    assert all(np.any(targets >= 0) for _, targets in segments)
-    assert streams.n_tokens == n - 1
-
-
-@given(st.integers(2, 200), sizes, st.integers(1, 20), st.integers(0, 8), st.integers(1, 4))
-def test_seamless_streams_read_before_they_count(n, batch, tgt_len, context, together):
-    tokens = np.arange(1000, 1000 + n, dtype=np.uint16)
-    streams = Streams.seamless(tokens, batch, tgt_len, context, together)
-    segments = [streams.segment(i) for i in range(len(streams))]
-    inputs = np.concatenate([inputs for inputs, _ in segments], axis=1)
-    targets = np.concatenate([targets for _, targets in segments], axis=1)
-    counted = targets >= 0
-    np.testing.assert_array_equal(targets[counted], np.arange(1001, 1000 + n))
-    np.testing.assert_array_equal(inputs[counted], np.arange(1000, 1000 + n - 1))
-    again = 0
-    for row in range(batch):
-        read = inputs[row][inputs[row] > 0]
-        np.testing.assert_array_equal(np.diff(read), 1)
-        if counted[row].any():
-            # Segments are those of a single stream, and only the first begins without context.
-            assert (read[0] - 1000) % (tgt_len * together) == 0
-            before = int(np.argmax(counted[row]))
-            assert before == (context * tgt_len if row else 0)
-            again += before
-    assert (streams.n_tokens, streams.n_context) == (n - 1, again)
-    # In the fewest turns.
-    one_stream = -(-(n - 1) // tgt_len)
-    blocks = -(-max(1, one_stream - context) // (together * batch))
-    assert len(streams) == min(one_stream, context + together * blocks)
-
-
-@given(st.slices(7), st.sampled_from([Streams.trimmed, Streams.covering]))
-def test_rows_of_a_segment_can_be_read_apart(rows, layout):
-    streams = layout(np.arange(100, dtype=np.uint16), 7, 4)
-    for i in range(len(streams)):
-        inputs, targets = streams.segment(i)
-        some_inputs, some_targets = streams.segment(i, rows)
-        np.testing.assert_array_equal(some_inputs, inputs[rows])
-        np.testing.assert_array_equal(some_targets, targets[rows])
-
-
-@pytest.mark.parametrize("layout", [Streams.trimmed, Streams.covering])
-def test_segments_are_int32_and_do_not_wrap(layout):
-    inputs, targets = layout(np.full(20, 255, np.uint8), 2, 4).segment(0)
-    assert inputs.dtype == targets.dtype == np.int32
-    assert np.all(inputs == 255) and np.all(targets == 255)
-
-
-def test_only_the_rows_asked_for_are_read():
-    class Recorder:
-        def __init__(self, tokens: np.ndarray):
-            self.tokens, self.read = tokens, set()
-
-        def __len__(self) -> int:
-            return len(self.tokens)
-
-        def __getitem__(self, key: slice) -> np.ndarray:
-            self.read |= set(range(*key.indices(len(self))))
-            return self.tokens[key]
-
-    recorder = Recorder(np.arange(100))
-    streams = Streams(recorder, batch=4, tgt_len=5, stride=25, length=24)  # type: ignore[arg-type]
-    streams.segment(2, slice(1, 3))
-    assert recorder.read == {*range(35, 41), *range(60, 66)}
-
-
-@pytest.mark.parametrize("i", [-1, 3])
-def test_there_is_no_segment_beyond_the_epoch(i):
-    with pytest.raises(IndexError):
-        Streams.trimmed(np.arange(10), 1, 4).segment(i)
-
-
-@given(st.integers(0, 60), sizes, sizes)
-def test_a_stream_too_short_says_what_would_fit(n, batch, tgt_len):
-    assume(n // batch <= tgt_len)
-    tokens = np.zeros(n, np.uint8)
-    with pytest.raises(UserError) as caught:
-        Streams.trimmed(tokens, batch, tgt_len)
-    message = str(caught.value)
-    assert message.startswith(
-        f"{n} tokens in a batch of {batch} give streams of {n // batch} tokens, too short for a "
-        f"tgt_len of {tgt_len} "
-    )
-    advice = {name: int(value) for name, value in re.findall(r"--([a-z-]+) (\d+) or less", message)}
-    fits_tgt_len, fits_batch = advice.get("tgt-len", 0), advice.get("batch", 0)
-    if fits_tgt_len:
-        Streams.trimmed(tokens, batch, fits_tgt_len)
-    with pytest.raises(UserError):
-        Streams.trimmed(tokens, batch, fits_tgt_len + 1)
-    if fits_batch:
-        Streams.trimmed(tokens, fits_batch, tgt_len)
-    with pytest.raises(UserError):
-        Streams.trimmed(tokens, fits_batch + 1, tgt_len)
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_covering_nothing_is_an_error(n):
-    with pytest.raises(UserError, match="2 or more are needed"):
-        Streams.covering(np.zeros(n, np.uint8), 1, 1)
-    with pytest.raises(UserError, match="2 or more are needed"):
-        Streams.seamless(np.zeros(n, np.uint8), 1, 1, context=1)

@@ -1,0 +1,164 @@
+"""The data sets of the original, in the files that its getdata.sh leaves.
+
+Their splits are in files of known names. These are read in blocks, so that a file need not fit into
+memory; a document is such a block, and nothing is added to it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from txl_jax.config import DataConfig
+from txl_jax.documents import SPLITS, check_utf8, unreadable
+from txl_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set of the original has its text, and what of it counts."""
+
+    folder: str
+    """Below data_dir."""
+    files: dict[str, tuple[str, ...]]
+    """For each split the names, or patterns, that its files may have; the first that exist hold."""
+    source: str
+    """How to get the files."""
+    counted: tuple[str, ...] = SPLITS
+    """The splits that the vocabulary is made from."""
+    word_list: str = ""
+    """File of the words of the vocabulary."""
+    only_bytes: bool = False
+    """The text has no lines: blocks end anywhere, and its tokens are bytes."""
+    left_out: bytes = b""
+    """Bytes that are no text."""
+    spaces: bytes = b""
+    """Bytes that stand for spaces."""
+
+
+_GETDATA = "getdata.sh of the original Transformer-XL makes them"
+_NEWS = "1-billion-word-language-modeling-benchmark-r13output/"
+LAYOUTS = {
+    "wikitext-103": Layout(
+        "wikitext-103",
+        {split: (f"{split}.txt", f"wiki.{split}.tokens") for split in SPLITS},
+        f"unpack wikitext-103-v1.zip there, or take the folder that {_GETDATA}",
+        counted=("train",),
+    ),
+    # The original reads train.txt, where prep_enwik8.py writes each byte as a number but a newline
+    # as itself, and drops that as white space: 204 values are left. In train.txt.raw, which the
+    # same script writes, the same bytes stand as they are.
+    "enwik8": Layout(
+        "enwik8",
+        {split: (f"{split}.txt.raw",) for split in SPLITS},
+        f"{_GETDATA} from enwik8.zip",
+        only_bytes=True,
+        left_out=b"\n",
+    ),
+    # In train.txt each character is followed by a space, and a space is written as "_".
+    "text8": Layout(
+        "text8",
+        {split: (f"{split}.txt",) for split in SPLITS},
+        f"{_GETDATA} from text8.zip",
+        only_bytes=True,
+        left_out=b" \n",
+        spaces=b"_",
+    ),
+    "lm1b": Layout(
+        "one-billion-words",
+        {
+            "train": (f"{_NEWS}training-monolingual.tokenized.shuffled/news.en-*", "train.txt"),
+            "valid": ("valid.txt",),
+            "test": ("test.txt",),
+        },
+        _GETDATA,
+        word_list="1b_word_vocab.txt",
+    ),
+}
+"""The data sets of the original that are read from its files."""
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Named:
+    """A data set of the original, in the files that its getdata.sh leaves."""
+
+    root: Path
+    """Folder that the files lie in."""
+    layout: Layout
+    files: dict[str, tuple[Path, ...]]
+    """For each split its files, in order."""
+    n_bytes: int
+    """Size of all files together in bytes."""
+    word_list: Path | None
+    """The file with its words, if they are wanted."""
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The splits that the vocabulary is made from."""
+        return self.layout.counted
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Its files, and the list of its words, by their paths below `data_dir`."""
+        paths = [path for split in SPLITS for path in self.files[split]]
+        paths += [self.word_list] if self.word_list else []
+        folder = self.layout.folder
+        return {f"{folder}/{path.relative_to(self.root).as_posix()}": path for path in paths}
+
+    def documents(self, split: str) -> Iterator[bytes]:
+        """The text of a split in blocks of about a megabyte, of whole lines where it has lines.
+
+        A newline is added to a last line that has none.
+
+        Raises UserError for a file that cannot be read, or is not UTF-8 where it has lines.
+        """
+        for path in self.files[split]:
+            try:
+                with path.open("rb") as file:
+                    if self.layout.only_bytes:
+                        yield from self._bytes(file)
+                    else:
+                        yield from _lines(file, path)
+            except OSError as error:
+                raise unreadable(error) from None
+
+    def _bytes(self, file: BinaryIO) -> Iterator[bytes]:
+        spaces = self.layout.spaces
+        table = bytes.maketrans(spaces, b" " * len(spaces))
+        while block := file.read(_BLOCK):
+            yield block.translate(table, delete=self.layout.left_out)
+
+
+def named(cfg: DataConfig) -> Named:
+    """The data set that cfg names, in its folder below `cfg.data_dir`, as `LAYOUTS` says.
+
+    Raises UserError where files are missing, or it has no vocabulary of this kind.
+    """
+    layout = LAYOUTS[cfg.dataset]
+    if layout.only_bytes and cfg.vocab != "bytes":
+        raise UserError(f"{cfg.dataset} has no words to tell apart: train on it with --vocab bytes")
+    root = Path(cfg.data_dir) / layout.folder
+    files: dict[str, tuple[Path, ...]] = {}
+    for split, patterns in layout.files.items():
+        found = (tuple(sorted(root.glob(pattern))) for pattern in patterns)
+        files[split] = next((paths for paths in found if paths), ())
+    missing = [" or ".join(layout.files[split]) for split in SPLITS if not files[split]]
+    word_list = None
+    if layout.word_list and cfg.vocab == "words":
+        word_list = root / layout.word_list
+        missing += [] if word_list.is_file() else [layout.word_list]
+    if missing:
+        raise UserError(f"{root} lacks {', '.join(missing)} of {cfg.dataset}: {layout.source}")
+    n_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)
+    return Named(root, layout, files, n_bytes, word_list)
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    start = 0
+    while lines := file.readlines(_BLOCK):
+        block = b"".join(lines)
+        check_utf8(block, path, start)
+        start += len(block)
+        yield block if block.endswith(b"\n") else block + b"\n"
