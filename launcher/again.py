@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from launcher import hardware, lookup, objects, reach, record, setup
+from launcher import corpus, hardware, lookup, objects, reach, record, setup
 from launcher.aws import Account
+from launcher.corpus import Corpus
 from launcher.hold import Hold, new_attempt
 from launcher.progress import Progress
 from launcher.record import Record
@@ -106,17 +107,26 @@ def prepared(account: Account, run: Run, bucket: str, known: Record, archive: Pa
 
     `archive`: of the source that the record names.
 
-    Raises UserError if the hosts' image is not to be had any more.
+    Raises UserError if their corpus is not in the bucket, or their image not to be had any more.
     """
+    brought = None
+    if known.corpus:
+        if not objects.exists(account, bucket, key := corpus.key(known.corpus)):
+            raise UserError(
+                f"the corpus that {bucket} had of this run is gone: {key}; "
+                f"{account.command('kill', run.name)} ends its hosts, and the command that "
+                "launched it then brings the corpus again"
+            )
+        brought = Corpus(known.corpus, known.config.data, {})
     kind = hardware.describe(account, run.hosts[0].kind)
     image = hardware.image(account, kind, known.options["image"])
     return setup.Work(
-        config=known.config,
         words=known.words,
         logdir=f"s3://{bucket}/runs/{run.name}",
         output=f"s3://{bucket}/launches/{run.name}",
         archive=archive,
         sha256=known.source,
+        corpus=brought,
         coordinator=run.hosts[0].private_ip,
         gpus=kind.gpus,
         needs_driver=image.needs_driver,

@@ -7,7 +7,7 @@ every host can make by itself (the standard library, synthetic tokens) need none
 import gzip
 import io
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.on_host import contents
@@ -18,6 +18,8 @@ from txl_jax.errors import UserError
 
 FOLDER = "corpora"
 """Below `~/txl`, with a folder for each hash."""
+_HOSTS = f"../{FOLDER}/"
+"""The same, from the folder that they train in."""
 _TEXT, _VOCAB = "text", "vocab.json"
 
 
@@ -27,10 +29,20 @@ class Corpus:
 
     hash: str
     """Of their names and contents (on_host/contents.py), in hexadecimal digits."""
+    data: DataConfig
+    """The config's, with the hosts' folders in place of this machine's."""
     files: dict[str, Path]
     """By the name that each has in the archive."""
-    words: tuple[str, ...]
-    """What the trainer's command line says in place of the folders of this machine."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What the trainer's command line says of the hosts' folders."""
+        words: list[str] = []
+        for name in ("text_dir", "data_dir", "vocab_file"):
+            folder = getattr(self.data, name)
+            if folder.startswith(_HOSTS):
+                words += [f"--{name.replace('_', '-')}", folder]
+        return tuple(words)
 
     def pack(self, path: Path) -> None:
         """Writes the archive, tar.gz; the same files give the same bytes.
@@ -48,6 +60,11 @@ class Corpus:
                     entry.size = content.seek(0, io.SEEK_END)
                     content.seek(0)
                     tar.addfile(entry, content)
+
+
+def key(hash: str) -> str:
+    """Where the bucket keeps the archive of a corpus."""
+    return f"data/{hash}/corpus.tar.gz"
 
 
 def find(cfg: DataConfig) -> Corpus | None:
@@ -69,16 +86,16 @@ def find(cfg: DataConfig) -> Corpus | None:
         hash = contents.hash_of(files)
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
-    folder = f"../{FOLDER}/{hash}"
-    words: list[str] = []
+    folder = f"{_HOSTS}{hash}"
+    data = cfg
     if cfg.dataset == "text":
         # Below --text-dir, what is prepared would be taken for text.
-        words += ["--text-dir", f"{folder}/{_TEXT}", "--data-dir", f"{folder}/data"]
+        data = replace(data, text_dir=f"{folder}/{_TEXT}", data_dir=f"{folder}/data")
     elif cfg.dataset not in ("stdlib", "synthetic"):
-        words += ["--data-dir", folder]
+        data = replace(data, data_dir=folder)
     if cfg.vocab_file:
-        words += ["--vocab-file", f"{folder}/{_VOCAB}"]
-    return Corpus(hash, files, tuple(words))
+        data = replace(data, vocab_file=f"{folder}/{_VOCAB}")
+    return Corpus(hash, data, files)
 
 
 def _of_corpus(cfg: DataConfig) -> dict[str, Path]:

@@ -134,11 +134,11 @@ def start(
     if the hosts do not come up; Stopped if they were stopped, which leaves them as they are.
     """
     check_reachable(order.kind, order.count, order.private_ip)
-    standing = _standing_by_now(account, order) if order.again else _standing(account, order)
-    if any(host.state in _STOPPED for host in standing):
-        raise _stopped(account, order)
     answers, asked = [], []
     try:
+        standing = _standing_by_now(account, order) if order.again else _standing(account, order)
+        if any(host.state in _STOPPED for host in standing):
+            raise _stopped(account, order)
         for zone, found in _attempts(account, order, standing, say):
             asked = found if isinstance(found, list) else []
             outcome = _all_running(account, order, asked) if asked else found
@@ -153,8 +153,12 @@ def start(
             with explained():
                 if held():
                     _terminate(account, asked)
+                    ended = list(asked)
                     if not isinstance(end, _Refused):
-                        undo(account, order.name, order.launch)
+                        found = undo(account, order.name, order.launch).terminated
+                        ended += [host.instance_id for host in found]
+                    if ended:
+                        say(f"terminated: {', '.join(dict.fromkeys(ended))}")
         except Exception as error:
             raise UserError(
                 f"hosts of {order.name} may be running ({error}): terminate them with "

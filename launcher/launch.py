@@ -20,10 +20,11 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from launcher import again, ec2, listed, names, plan, record, setup, speed, standing
+from launcher import again, corpus, ec2, listed, names, plan, record, setup, speed, standing
 from launcher.amounts import dollars
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
+from launcher.corpus import Corpus
 from launcher.hold import Hold, new_attempt
 from launcher.on_host.keeper import KEEP, StopRules
 from launcher.plan import Plan, Rental
@@ -68,9 +69,10 @@ def _on_aws(request: Request, source: Source, console: Console) -> int:
     command = request.command
     account = Account.open(command.region)
     with console.status("reading the corpus …"):
-        corpus_words = plan.corpus_words(command.experiment)
+        found = corpus.find(command.experiment.data)
+    request = request.with_corpus(found)
     with console.status("asking AWS …"):
-        planned = plan.make(account, request, corpus_words)
+        planned = plan.make(account, request)
     run = _to_go_on_with(account, planned, request)
     if command.json and command.dry_run:
         print(json.dumps(plan.as_json(planned), indent=2))
@@ -83,12 +85,14 @@ def _on_aws(request: Request, source: Source, console: Console) -> int:
         console.print(Text(f"{run.name} stands already: going on with it"), soft_wrap=True)
     elif not _agreed(planned, planned.rental, request):
         return _DECLINED_STATUS
-    rented = _Launch(account, request, planned, planned.rental, source, console)
+    rented = _Launch(account, request, planned, planned.rental, source, found, console)
     run, training = rented.adopt(run) if run else (None, False)
     if not training:
         run = rented.start()
+    else:
+        assert run
+        _say_how_it_goes_on(console, planned.rental, run, command)
     assert run
-    _say_how_it_goes_on(console, planned.rental, run, command)
     if command.json:
         print(json.dumps(plan.as_json(planned) | {"hosts": _hosts_as_json(run)}, indent=2))
     return 0
@@ -103,6 +107,7 @@ class _Launch:
     plan: Plan
     rental: Rental
     source: Source
+    corpus: Corpus | None
     console: Console
 
     def adopt(self, run: Run) -> tuple[Run, bool]:
@@ -115,7 +120,9 @@ class _Launch:
         stand = f"the hosts of {run.name} stand ({ids}): `{kill}`"
         try:
             made = self._ensure(run.launch)
-            with Hosts.of(run, made.key_path, self.request.command.private_ip) as hosts:
+            host_key = HostKey.of(made.key_path.read_bytes(), run.launch)
+            sure = run.with_host_key(host_key.public)
+            with Hosts.of(sure, made.key_path, self.request.command.private_ip) as hosts:
                 hosts.wait(SSH_SECONDS)
                 training = setup.is_training(hosts)
                 if training:
@@ -130,34 +137,42 @@ class _Launch:
     def start(self) -> Run:
         """Rents the hosts, or goes on with those of the same launch, and starts the trainers."""
         command, launch = self.request.command, self._launch_id()
-        with (
-            Progress(self.console) as progress,
-            Undo(self.account, command, launch, progress.say) as undo,
-        ):
-            undo.started(*(run.hosts for run in self.plan.standing if run.launch == launch))
-            progress.begin("account")
-            made = self._ensure(launch)
-            written = self._write_record(made, launch)
-            hold = Hold(self.account, made.bucket, command.name, written.attempt)
-            undo.holds(hold)
-            host_key = HostKey.of(made.key_path.read_bytes(), launch)
-            progress.begin("hosts")
-            order = self._order(made, written, host_key)
-            run = ec2.start(self.account, order, progress.say, lambda: not hold.lost())
-            undo.started(run.hosts)
-            hold.check()
-            with Hosts.of(run, made.key_path, command.private_ip) as hosts:
-                progress.watch(hosts.names, hosts.seconds)
-                progress.begin("SSH", SSH_SECONDS)
-                hosts.wait(SSH_SECONDS)
-                work = self._work(made, run)
-                for name, seconds in setup.phases(hosts, work, progress.say):
-                    hold.check()
-                    progress.begin(name, seconds)
-                self._keep(hosts)
-            undo.release()
-            self._remember_speed(made)
+        with Undo(self.account, command, launch, self._say) as undo:
+            with Progress(self.console) as progress:
+                run = self._train(launch, undo, progress)
+            _say_how_it_goes_on(self.console, self.rental, run, command)
         return run
+
+    def _train(self, launch: str, undo: Undo, progress: Progress) -> Run:
+        command = self.request.command
+        undo.started(*(run.hosts for run in self.plan.standing if run.launch == launch))
+        progress.begin("account")
+        made = self._ensure(launch)
+        written = self._write_record(made, launch)
+        hold = Hold(self.account, made.bucket, command.name, written.attempt)
+        undo.holds(hold)
+        host_key = HostKey.of(made.key_path.read_bytes(), launch)
+        progress.begin("hosts")
+        order = self._order(made, written, host_key)
+        run = ec2.start(self.account, order, progress.say, lambda: not hold.lost())
+        undo.started(run.hosts)
+        hold.check()
+        sure = run.with_host_key(host_key.public)
+        with Hosts.of(sure, made.key_path, command.private_ip) as hosts:
+            progress.watch(hosts.names, hosts.seconds)
+            progress.begin("SSH", SSH_SECONDS)
+            hosts.wait(SSH_SECONDS)
+            work = self._work(made, run)
+            for name, seconds in setup.phases(hosts, work, progress.say):
+                hold.check()
+                progress.begin(name, seconds)
+            self._keep(hosts)
+        undo.release()
+        self._remember_speed(made)
+        return run
+
+    def _say(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
 
     def _keep(self, hosts: Hosts) -> None:
         """With --keep, tells hosts that train not to stop; until then they stop as others do."""
@@ -205,6 +220,7 @@ class _Launch:
             options=record.options(self.request.command),
             zones=self._zones(launch),
             source=self.source.sha256,
+            corpus=self.corpus.hash if self.corpus else "",
             revision=self.source.revision + "-dirty" * self.source.dirty,
             attempt=new_attempt(),
         )
@@ -243,12 +259,12 @@ class _Launch:
     def _work(self, made: Standing, run: Run) -> setup.Work:
         kind = self.rental.kind
         return setup.Work(
-            config=self.request.command.experiment,
             words=self.request.trainer_words,
             logdir=self.plan.logdir,
             output=f"s3://{made.bucket}/launches/{run.name}",
             archive=self.source.path,
             sha256=self.source.sha256,
+            corpus=self.corpus,
             coordinator=run.hosts[0].private_ip,
             gpus=kind.gpus,
             needs_driver=self.rental.image.needs_driver,
@@ -274,7 +290,7 @@ def _to_go_on_with(account: Account, planned: Plan, request: Request) -> Run | N
     if not planned.standing:
         return None
     name, kill = planned.name, f"`{request.command.follow_up('kill')}`"
-    run = planned.standing[-1]
+    run = planned.standing[-1].current()
     if run.owner != account.caller:
         raise UserError(f"a run {name} of {run.owner} stands already; take another --name")
     if len(planned.standing) > 1:

@@ -9,7 +9,8 @@ import socket
 from rich.console import Console
 from rich.text import Text
 
-from launcher import plan, setup
+from launcher import corpus, plan, setup
+from launcher.corpus import Corpus
 from launcher.names import printable, quoted
 from launcher.progress import Progress
 from launcher.remote import Hosts
@@ -46,8 +47,9 @@ def launch(request: Request, source: Source, console: Console) -> int:
                 "or a folder that all of them see"
             )
         with console.status("reading the corpus …"):
-            corpus_words = plan.corpus_words(command.experiment)
-        planned = plan.make_listed(request, number, corpus_words)
+            found = corpus.find(command.experiment.data)
+        request = request.with_corpus(found)
+        planned = plan.make_listed(request, number)
         if command.json and command.dry_run:
             print(json.dumps(plan.as_json(planned), indent=2))
             return 0
@@ -56,7 +58,7 @@ def launch(request: Request, source: Source, console: Console) -> int:
             return 0
         with Progress(console) as progress:
             progress.watch(hosts.names, hosts.seconds)
-            _start(request, source, hosts, progress)
+            _start(request, source, found, hosts, progress)
         for line in _how_it_goes_on(command.name, hosts):
             console.print(Text(line), soft_wrap=True)
         if command.json:
@@ -64,7 +66,9 @@ def launch(request: Request, source: Source, console: Console) -> int:
     return 0
 
 
-def _start(request: Request, source: Source, hosts: Hosts, progress: Progress) -> None:
+def _start(
+    request: Request, source: Source, found: Corpus | None, hosts: Hosts, progress: Progress
+) -> None:
     """Prepares the hosts and starts the trainers; what fails stops them again."""
     command, number = request.command, len(hosts.names)
     progress.begin("SSH", SSH_SECONDS)
@@ -73,16 +77,17 @@ def _start(request: Request, source: Source, hosts: Hosts, progress: Progress) -
     gpus = _gpus(hosts)
     plan.check_on(cfg, gpus)
     about = {"name": command.name, "words": request.trainer_words, "hosts": hosts.names}
-    _check_free(hosts, json.dumps(about))
+    if _train_already(hosts, json.dumps(about)):
+        return
     hosts.run("umask 077; mkdir -p ~/txl", timeout=_SHORT)
     hosts.put(json.dumps(about).encode(), _ABOUT)
     work = setup.Work(
-        config=cfg,
         words=request.trainer_words,
         logdir=cfg.train.logdir,
         output="",
         archive=source.path,
         sha256=source.sha256,
+        corpus=found,
         coordinator=_address_of_first(hosts) if number > 1 else "",
         gpus=gpus,
         needs_driver=False,
@@ -114,11 +119,19 @@ def _gpus(hosts: Hosts) -> int:
             f"{name} {printable(found)}" for name, found in zip(hosts.names, counts, strict=True)
         )
         raise UserError(f"the hosts have different numbers of GPUs ({told}): take hosts alike")
+    if not counts[0].isdecimal():
+        raise UserError(
+            f"{hosts.names[0]} prints at a login by SSH ({printable(counts[0])!r}): what runs for "
+            "commands too, such as ~/.bashrc, has to be silent"
+        )
     return int(counts[0])
 
 
-def _check_free(hosts: Hosts, about: str) -> None:
-    """Raises UserError if a host trains something else than this launch."""
+def _train_already(hosts: Hosts, about: str) -> bool:
+    """Whether all hosts train what this launch is about.
+
+    Raises UserError if one trains something else.
+    """
     state = setup.states(hosts)
     known = hosts.run(f"cat ~/{_ABOUT} 2>/dev/null || true", timeout=_SHORT)
     busy = [
@@ -131,6 +144,7 @@ def _check_free(hosts: Hosts, about: str) -> None:
             f"these hosts train another run: {', '.join(busy)}; end it there with "
             "`tmux kill-session -t txl`, or take other hosts"
         )
+    return all(now == setup.TRAINING for now in state)
 
 
 def _name_in(about: str) -> str:
@@ -153,7 +167,8 @@ def _address_of_first(hosts: Hosts) -> str:
 
 
 def _how_it_goes_on(name: str, hosts: Hosts) -> list[str]:
-    first = quoted([hosts.names[0]])
+    host, _, port = hosts.names[0].partition(":")
+    first = quoted([*(["-p", port] if port else []), host])
     return [
         "",
         f"{name} trains on {len(hosts.names)} hosts. It goes on without this machine.",

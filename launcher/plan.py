@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher import (
-    corpus,
     ec2,
     hardware,
     log_bucket,
@@ -151,19 +150,8 @@ def check(cfg: Config) -> None:
         raise UserError(f"--vocab-file {cfg.data.vocab_file}: there is no such file")
 
 
-def corpus_words(cfg: Config) -> tuple[str, ...]:
-    """What hosts are told in place of the corpus's folders on this machine.
-
-    Reads the whole corpus. Raises UserError if that cannot be done.
-    """
-    found = corpus.find(cfg.data)
-    return found.words if found else ()
-
-
-def make(account: Account, request: Request, corpus_words: tuple[str, ...] = ()) -> Plan:
-    """The plan of a launch on AWS.
-
-    `corpus_words`: words of the trainer beside those that were typed.
+def make(account: Account, request: Request) -> Plan:
+    """The plan of a launch on AWS, the corpus as `Request.with_corpus` has it.
 
     Raises UserError: the instance type is not offered, the GPUs do not divide the batch, the run
     of this name is another one or has finished, the bucket belongs to somebody else …
@@ -207,7 +195,7 @@ def make(account: Account, request: Request, corpus_words: tuple[str, ...] = ())
     creates = standing.missing(account, command, rental.near(zones))
     logdir = f"s3://{bucket}/runs/{name}"
     return dataclasses.replace(
-        _work(request, cfg.cluster.machines, logdir, corpus_words),
+        _work(request, cfg.cluster.machines, logdir),
         gpus=rental.kind.gpus,
         speed=measured.result(),
         rental=dataclasses.replace(rental, creates=tuple(creates)),
@@ -218,9 +206,9 @@ def make(account: Account, request: Request, corpus_words: tuple[str, ...] = ())
     )
 
 
-def make_listed(request: Request, machines: int, corpus_words: tuple[str, ...] = ()) -> Plan:
+def make_listed(request: Request, machines: int) -> Plan:
     """The plan of a launch on machines that run already, so many of them."""
-    return _work(request, machines, request.command.experiment.train.logdir, corpus_words)
+    return _work(request, machines, request.command.experiment.train.logdir)
 
 
 def check_on(cfg: Config, gpus: int, gpu_name: str = "") -> None:
@@ -282,7 +270,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _work(request: Request, machines: int, logdir: str, corpus_words: tuple[str, ...]) -> Plan:
+def _work(request: Request, machines: int, logdir: str) -> Plan:
     """The part of a plan that is the same on all machines."""
     command = request.command
     cfg = command.experiment
@@ -296,9 +284,7 @@ def _work(request: Request, machines: int, logdir: str, corpus_words: tuple[str,
         max_tokens=cfg.train.max_tokens,
         speed=None,
         logdir=logdir,
-        trainer=trainer.command(
-            (*request.trainer_words, *corpus_words), logdir, machines, "HOST-0", "I"
-        ),
+        trainer=trainer.command(request.trainer_words, logdir, machines, "HOST-0", "I"),
         rental=None,
         runs=(),
         record=None,

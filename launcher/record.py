@@ -44,13 +44,15 @@ class Record:
     started: datetime
     config: Config
     words: tuple[str, ...]
-    """The trainer's words as typed."""
+    """The trainer's words, as `Request.trainer_words`."""
     options: dict[str, Any]
     """The launcher's own options, as far as they make hosts what they are."""
     zones: tuple[str, ...]
     """In the order in which they are tried."""
     source: str
     """SHA-256 of the source's archive."""
+    corpus: str
+    """Hash of the corpus that the hosts were brought; empty: they needed none."""
     revision: str
     """The source's commit, with `-dirty` where files were changed; empty: none."""
     attempt: str = ""
@@ -113,7 +115,8 @@ def differences(record: Record, command: LaunchCommand) -> list[str]:
 
 def _parsed(content: Any) -> Record:
     """Raises one of several errors for what is no record."""
-    texts = {name: content[name] for name in ("launch", "owner", "source", "revision", "started")}
+    names = ("launch", "owner", "source", "corpus", "revision", "started")
+    texts = {name: content[name] for name in names}
     texts["attempt"] = content.get("attempt", "")
     words, zones, known = content["words"], content["zones"], content["options"]
     if not isinstance(words, list) or not isinstance(zones, list):
@@ -122,7 +125,8 @@ def _parsed(content: Any) -> Record:
         raise TypeError("a text is none")
     if not _LAUNCH.fullmatch(texts["launch"]) or not all(map(_ZONE.fullmatch, zones)):
         raise ValueError("a name is none")
-    if not _SHA256.fullmatch(texts["source"]):
+    hashes = [texts["source"], *([texts["corpus"]] if texts["corpus"] else [])]
+    if not all(map(_SHA256.fullmatch, hashes)):
         raise ValueError("a checksum is none")
     hints = get_type_hints(LaunchCommand)
     if set(known) != set(_MAKE_HOSTS) or not all(

@@ -128,12 +128,17 @@ class Hosts:
         """
         names = _listed(text)
         connections: dict[Any, fabric.Connection] = {}
+        twice: list[str] = []
         for name in names:
             connection = fabric.Connection(name, config=fabric.Config(overrides=_RUNNERS))
             where = (connection.host, connection.port)  # whoever logs in: they share its devices
             if where in connections:
-                raise UserError(f"--hosts has {name} twice; a host can be in a run once")
+                twice.append(name)
             connections[where] = connection
+        if twice:
+            listed = ", ".join(dict.fromkeys(twice))
+            raise UserError(f"--hosts has {listed} twice; a host can be in a run once")
+        for connection in connections.values():
             hop: Any = connection
             while isinstance(hop, fabric.Connection):
                 client = _strict(hop)

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+from launcher.corpus import Corpus
 from launcher.names import PROG, check_run_name, quoted
 from txl_jax import config
 from txl_jax.config import Command
@@ -77,9 +78,20 @@ class Request:
     command: LaunchCommand
     """Its `name` is filled in."""
     trainer_words: tuple[str, ...]
-    """The words as typed, without the launcher's own and --logdir."""
+    """The words as typed, without the launcher's own and --logdir; and those of `with_corpus`."""
     named: bool
     """The run's name was typed; otherwise it is the config's, which others may use too."""
+
+    def with_corpus(self, found: Corpus | None) -> "Request":
+        """The same with the hosts' folders of a corpus in place of this machine's.
+
+        So what is noted of the run, and compared, tells what the corpus is and not where it lay.
+        """
+        if found is None:
+            return self
+        experiment = dataclasses.replace(self.command.experiment, data=found.data)
+        command = dataclasses.replace(self.command, experiment=experiment)
+        return Request(command, (*self.trainer_words, *found.words), self.named)
 
 
 def parse(words: list[str]) -> Request:

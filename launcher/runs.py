@@ -8,7 +8,7 @@ a proper name of a run is not the launcher's.
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -89,6 +89,15 @@ class Run:
     started: datetime
     hosts: tuple[Host, ...]
     """By number; those that are gone before those that took their place."""
+
+    def current(self) -> "Run":
+        """The run without hosts that are gone and that others have taken the place of."""
+        last = {host.index: host for host in sorted(self.hosts, key=_precedence)}
+        return replace(self, hosts=tuple(last[index] for index in sorted(last)))
+
+    def with_host_key(self, public: str) -> "Run":
+        """The run with the key that its hosts were given, whatever their tags say by now."""
+        return replace(self, hosts=tuple(replace(host, host_key=public) for host in self.hosts))
 
     @property
     def price(self) -> float | None:
@@ -182,6 +191,11 @@ def read(instances: list[dict[str, Any]]) -> list[Run]:
             )
         )
     return sorted(found, key=lambda run: (run.started, run.name))
+
+
+def _precedence(host: Host) -> tuple[bool, datetime]:
+    """Of hosts with one number, the last by this is the one that counts."""
+    return host.state not in _GONE, host.launched
 
 
 def _host(instance: dict[str, Any], tags: dict[str, str]) -> Host:

@@ -32,7 +32,6 @@ from launcher.names import printable, quoted
 from launcher.on_host import keeper
 from launcher.remote import Hosts
 from launcher.shared import Shared
-from txl_jax.config import Config
 from txl_jax.errors import UserError
 from txl_jax.store import local_folder
 
@@ -66,9 +65,8 @@ _SIGN_SECONDS = 300.0
 class Work:
     """What hosts are prepared for."""
 
-    config: Config
     words: tuple[str, ...]
-    """Words of the trainer as typed: `--config NAME …`, without cluster addresses and --logdir."""
+    """Words of the trainer: `--config NAME …`, without cluster addresses and --logdir."""
     logdir: str
     """s3://BUCKET/runs/NAME; with --hosts also a folder. Empty: the trainer's own choice."""
     output: str
@@ -77,6 +75,8 @@ class Work:
     """The source, tar.gz."""
     sha256: str
     """Of the archive."""
+    corpus: Corpus | None
+    """What the trainer reads; None: it makes that itself."""
     coordinator: str
     """Address of host 0 in the private network."""
     gpus: int
@@ -114,17 +114,15 @@ def phases(hosts: Hosts, work: Work, say: Callable[[str], None]) -> Iterator[tup
     _bring_source(hosts, work)
     yield "Python", _ENVIRONMENT
     _do(hosts, "python", _ENVIRONMENT)
-    data_words: tuple[str, ...] = ()
-    if found := corpus.find(work.config.data):
+    if work.corpus:
         yield "data", _DATA
-        _bring_corpus(hosts, work, found)
-        data_words = found.words
+        _bring_corpus(hosts, work, work.corpus)
     _prepare_folder(hosts, work)
     if TRAINING not in before:  # it would share the devices
         yield "health check", _HEALTH
         _check_health(hosts, work, say)
     yield "trainer", _SHORT
-    _start(hosts, work, data_words)
+    _start(hosts, work)
 
 
 def is_training(hosts: Hosts) -> bool:
@@ -226,7 +224,7 @@ def _bring(
         hosts.put(pack(), f"txl/{folder}/{name}.tar.gz")
         _do(hosts, "unpack", seconds, folder, name, sha256, "")
         return
-    key = f"sources/{name}.tar.gz" if folder == _SOURCES else f"data/{name}/corpus.tar.gz"
+    key = f"sources/{name}.tar.gz" if folder == _SOURCES else corpus.key(name)
     if not work.shared.has(key):
         with _signs_of_life(hosts):
             work.shared.upload(key, pack())
@@ -323,11 +321,11 @@ def _report(text: str, work: Work) -> Iterator[str]:
         yield printable(f"warning: {warning}")
 
 
-def _start(hosts: Hosts, work: Work, data_words: tuple[str, ...]) -> None:
-    words, number = (*work.words, *data_words), len(hosts.names)
+def _start(hosts: Hosts, work: Work) -> None:
+    number = len(hosts.names)
     scripts = []
     for process in range(number):
-        command = trainer.command(words, work.logdir, number, work.coordinator, str(process))
+        command = trainer.command(work.words, work.logdir, number, work.coordinator, str(process))
         scripts.append(_train_script(work, process, command))
     hosts.put([script.encode() for script in scripts], "txl/train.sh", mode=0o700)
     _do(hosts, "start", _SHORT, str(_LIVE_SECONDS))

@@ -107,7 +107,7 @@ class Undo:
                 f"stopped by somebody, and kept: {stopped}; {self._start} starts them again, "
                 f"{self._kill} terminates them"
             )
-        return lines or [f"nothing of {self._name} was running"]
+        return lines or [f"nothing of {self._name} is running"]
 
     def _what_stands(self) -> str:
         try:

@@ -51,7 +51,8 @@ class _Row:
     @property
     def state(self) -> str:
         """How the run stands, in a word or two."""
-        states = Counter(host.state for host in self.run.hosts)
+        hosts = self.run.current().hosts
+        states = Counter(host.state for host in hosts)
         if len(states) > 1:
             return ", ".join(f"{count} {state}" for state, count in states.most_common())
         if "running" not in states:
@@ -62,7 +63,7 @@ class _Row:
         if self.status.finished:
             return "finished"
         seen = self.status.seen
-        if seen is None or seen < min(host.launched for host in self.run.hosts):
+        if seen is None or seen < min(host.launched for host in hosts):
             return "setting up"
         if self.now - seen > _SILENT:
             return f"silent for {duration(self.now - seen)}"
@@ -132,8 +133,9 @@ def _table(rows: list[_Row], owners: bool) -> Table:
 
 
 def _hosts(run: Run) -> str:
-    kinds = " + ".join(sorted({host.kind for host in run.hosts}))
-    return f"{len(run.hosts)} x {kinds}{' spot' if run.hosts[0].spot else ''}"
+    hosts = run.current().hosts
+    kinds = " + ".join(sorted({host.kind for host in hosts}))
+    return f"{len(hosts)} x {kinds}{' spot' if hosts[0].spot else ''}"
 
 
 def _as_json(row: _Row) -> dict[str, Any]:

@@ -10,6 +10,15 @@ fail() {
     exit 1
 }
 
+# What a launch leaves behind that was cut off works on for a while: one at a time changes the host.
+case $0 in
+state | stop) ;;
+*)
+    exec 9>lock
+    flock -w "$limit" 9 || fail "another set-up is at work here"
+    ;;
+esac
+
 as_root() {
     local before=() left=$((limit - SECONDS))
     [ "$(id -u)" = 0 ] || before=(sudo -n)

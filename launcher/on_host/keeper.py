@@ -73,7 +73,8 @@ def deadline(rules: StopRules, folder: Path) -> Deadline:
     """What the files in `folder` say by the rules."""
     booted = _changed(folder / BOOTED)
     last = Deadline(booted + 3600 * rules.max_hours, f"{rules.max_hours:g} hours are over")
-    if (folder / KEEP).exists():
+    # One that is left from before the host's start holds it only when a trainer is at work again.
+    if (folder / KEEP).exists() and max(map(_changed, (folder / KEEP, folder / PID))) >= booted:
         return last
     return min(last, _by_trainer(rules, folder, booted))
 

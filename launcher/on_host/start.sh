@@ -7,7 +7,7 @@ tmux kill-session -t =txl 2>/dev/null || true
 rm -f pane pid status
 # What it printed can be looked at after its end.
 tmux new-session -d -P -F '#{pane_id}' -s txl -x 200 -y 50 'exec bash ~/txl/train.sh' \; \
-    set-option -t txl remain-on-exit on </dev/null >pane 2>>setup.log
+    set-option -t txl remain-on-exit on </dev/null >pane 2>>setup.log 9>&-
 
 steps() {
     for beat in heartbeats/*.json; do

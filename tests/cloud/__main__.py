@@ -32,6 +32,7 @@ def main(words: list[str]) -> int:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="txl-cloud-")))
         cloud = stack.enter_context(LocalCloud(folder, isolated=False))
+        print("unset AWS_PROFILE AWS_SESSION_TOKEN AWS_SECURITY_TOKEN AWS_REGION")
         for name, value in sorted(cloud.environ.items()):
             if name.startswith(_SHOWN) and value != "":
                 print(f"export {name}={shlex.quote(value)}")

@@ -80,6 +80,7 @@ class LocalCloud:
         self._isolated, self._port = isolated, port
         self._home = folder / "laptop"
         self._no_ssh: set[int] = set()
+        self._dying: set[int] = set()
         self._wrong_key: set[int] = set()
         self._broken: dict[int, dict[str, str]] = {}
         self._keys: dict[str, dict[str, str]] = {}
@@ -184,6 +185,10 @@ class LocalCloud:
         self._wrong_key.clear()
         self._broken.clear()
 
+    def die_once(self, index: int) -> None:
+        """The next new instance with this launch index is accepted, and dies before it runs."""
+        self._dying.add(index)
+
     def break_ssh(self, host: str | int) -> None:
         """Nothing answers SSH: of a running instance, or of new ones with this launch index."""
         if isinstance(host, int):
@@ -247,6 +252,10 @@ class LocalCloud:
         index = int(instance.ami_launch_index)
         keys = self.ec2.backend.key_pairs
         key = keys[instance.key_name].material_public.decode() if instance.key_name else ""
+        if index in self._dying:
+            self._dying.remove(index)
+            self.ec2.turned_off(instance)
+            return
         spec = Spec(
             id=instance.id,
             hostname="ip-" + str(instance.private_ip).replace(".", "-"),

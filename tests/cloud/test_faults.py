@@ -193,6 +193,36 @@ def test_sigkill_after_each_phase_of_the_set_up_and_typed_again(
 
 
 @pytest.mark.slow
+def test_a_run_on_a_folder_of_text_goes_on_without_that_folder(
+    cloud: LocalCloud, typed: Callable[..., Typed], gpu_words: list[str], tmp_path: Path
+) -> None:
+    """A lost laptop: everything that hosts need is in the bucket."""
+    launch = typed(*gpu_words, "--nospot")
+    assert launch.end() == 0, launch.text
+    until_training(cloud)
+    assert Typed(cloud.environ, "stop", "a").end() == 0
+    assert checkpoints(cloud)
+    moved = tmp_path.with_name("moved")
+    tmp_path.rename(moved)
+    start = Typed(cloud.environ, "start", "a")
+    assert start.end() == 0, start.text
+    sync = Typed(cloud.environ, "sync", "a")
+    assert sync.end() == 0, sync.text
+    until_training(cloud)
+    hosts = [instance.id for instance in cloud.instances()]
+    assert Typed(cloud.environ, "kill", "a", "--yes").end() == 0
+    # From wherever the text lies: its content says that it is the same run.
+    words = [f"--text-dir={moved}" if "--text-dir" in word else word for word in gpu_words]
+    again = typed(*words, "--nospot")
+    assert again.end() == 0, again.text
+    assert not {instance.id for instance in cloud.instances()} & set(hosts)
+    (moved / "1.txt").write_text("another text\n")
+    assert Typed(cloud.environ, "kill", "a", "--yes").end() == 0
+    assert "belongs to a run of another config (data.text_dir: " in refusal(typed(*words))
+    assert not cloud.instances()
+
+
+@pytest.mark.slow
 def test_hosts_end_themselves_when_the_laptop_is_lost_in_the_set_up(
     cloud: LocalCloud, typed: Callable[..., Typed]
 ) -> None:

@@ -415,6 +415,7 @@ def note(run: Run) -> None:
         options=record.options(asked),
         zones=("us-east-1a",),
         source="5" * 64,
+        corpus="",
         revision="",
         attempt="of the launch",
     )

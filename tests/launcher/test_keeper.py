@@ -95,6 +95,14 @@ def test_a_host_that_is_kept_stops_after_the_longest_time(folder):
     assert folder.stops() == (24 * 60, "24 hours are over")
 
 
+def test_a_host_that_was_kept_before_it_was_started_again_is_once_a_trainer_is_at_work(folder):
+    folder.file("keep", -500)
+    folder.file("pid", -499)
+    assert folder.stops() == (30, "its set-up did not finish")
+    folder.file("pid", 5)
+    assert folder.stops() == (24 * 60, "24 hours are over")
+
+
 def test_what_happened_before_the_host_was_started_again_does_not_count(folder):
     for name in ("pid", "status", "heartbeats/0.json"):
         folder.file(name, -500, "0")

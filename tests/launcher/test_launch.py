@@ -253,12 +253,26 @@ def test_ctrl_c_after_a_step_leaves_nothing_running(laptop, step, number):
     command.send(number)
     assert command.end() == 130, command.text
     assert laptop.running() == []
-    assert "terminated: i-" in command.text or "nothing of a was running" in command.text
+    if step != "account":
+        assert "terminated: i-" in command.text
+    else:
+        assert "terminated: i-" in command.text or "nothing of a is running" in command.text
     assert "Traceback" not in command.text
     if step == "SSH":
         again = laptop.start()
         again.wait_for("SSH: ")
         assert len(laptop.running()) == 2
+
+
+def test_ctrl_c_while_hosts_are_started_says_what_was_terminated(laptop, cloud):
+    command = laptop.start()
+    while not (hosts := laptop.running()):
+        time.sleep(0.01)
+    command.send(signal.SIGINT)
+    assert command.end() == 130, command.text
+    assert laptop.running() == []
+    told = " ".join(line for line in command.lines if line.startswith("terminated: "))
+    assert all(host in told for host in hosts), command.text
 
 
 def test_a_terminal_that_is_closed_leaves_nothing_running(laptop, cloud):
@@ -302,6 +316,23 @@ def test_of_two_launchers_of_the_same_words_the_later_goes_on_alone(laptop, clou
     second.send(signal.SIGINT)
     assert second.end() == 130, second.text
     assert laptop.running() == []
+
+
+def test_hosts_of_the_second_zone_are_gone_on_with(laptop, cloud):
+    """The first zone's were accepted and died, and EC2 shows those for an hour."""
+    cloud.die_once(1)
+    command = laptop.start()
+    command.wait_for("packages: ")
+    assert f"no hosts in {ZONES[0]}: " in command.text
+    hosts = laptop.running()
+    assert len(hosts) == 2
+    assert laptop.zones() == set(ZONES[:2])
+    command.send(signal.SIGKILL)
+    command.end()
+    again = laptop.start()
+    again.wait_for("packages: ")
+    assert "a stands already: going on with it" in again.text
+    assert laptop.running() == hosts
 
 
 @pytest.mark.parametrize("step", ["account", "hosts", "SSH", "packages"])

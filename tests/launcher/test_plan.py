@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher import objects, plan, record, security_group, speed
+from launcher import corpus, objects, plan, record, security_group, speed
 from launcher.aws import Account
 from launcher.plan import Plan
 from launcher.record import Record
@@ -183,13 +183,16 @@ def test_the_command_has_the_words_of_the_corpus_too(account, tmp_path):
     for number in range(300):  # so many that each split gets some
         (tmp_path / f"{number}.txt").write_text("once upon a time\n")
     asked = request(f"--dataset text --text-dir {tmp_path} --data-dir {tmp_path}/../data")
-    words = plan.corpus_words(asked.command.experiment)
+    assert asked.with_corpus(None) is asked
+    brought = corpus.find(asked.command.experiment.data)
+    assert brought
+    words = brought.words
+    asked = asked.with_corpus(brought)
     assert words[0] == "--text-dir"
-    found = plan.make(account, asked, words)
+    found = plan.make(account, asked)
     place = found.trainer.index("--supervise")
     assert found.trainer[place - len(words) : place] == words
-    assert shlex.join(words) in shown(plan.make_listed(asked, 2, words))["command"]
-    assert plan.corpus_words(parse(["--config=quickstart"]).command.experiment) == ()
+    assert shlex.join(words) in shown(plan.make_listed(asked, 2))["command"]
 
 
 def test_a_run_to_begin_from_has_to_be_there(account):
@@ -246,6 +249,7 @@ def launched(account: Account, words: str, name: str, record_words: str | None =
         options=record.options(command),
         zones=("us-east-1c",),
         source="0" * 64,
+        corpus="",
         revision="",
     )
     record.write(account, BUCKET, name, known, replaces="")

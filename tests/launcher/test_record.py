@@ -32,6 +32,7 @@ def some_record(words: LaunchCommand) -> Record:
         options=record.options(words),
         zones=("us-east-1c", "us-east-1a"),
         source="00ff" * 16,
+        corpus="",
         revision="abc-dirty",
     )
 

@@ -345,6 +345,7 @@ def test_a_gateway_whose_key_is_not_known_is_refused(machines, monkeypatch, tmp_
         (" , ", "no host is listed"),
         ("a,me@b,a", "has a twice"),
         ("ada@gpu1,bob@gpu1", "has bob@gpu1 twice"),
+        ("a,b,a,c,b,a", "has a, b twice"),
         ("ada@gpu1,bob@gpu1:22", "has bob@gpu1:22 twice"),
         ("/proc/self/mem", "/proc/self/mem: cannot read it: "),
         ("-oProxyCommand=x", "is no host"),

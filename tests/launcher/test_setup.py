@@ -26,8 +26,7 @@ from launcher.on_host import keeper
 from launcher.remote import Hosts
 from launcher.setup import Work
 from launcher.shared import Shared
-from txl_jax import config
-from txl_jax.config import Config, DataConfig
+from txl_jax.config import DataConfig
 from txl_jax.errors import UserError
 
 pytest_plugins = ["tests.buckets", "tests.launcher.sshd"]
@@ -120,12 +119,12 @@ class Bench:
             (server.home / "health").write_text(f"echo '{json.dumps(HEALTH)}'")
             (server.home / "trainer").write_text(TRAINER)
         self.work = Work(
-            config=Config(),
             words=("--config", "quickstart"),
             logdir="",
             output="",
             archive=archive,
             sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
+            corpus=None,
             coordinator=self.servers[0].address,
             gpus=8,
             needs_driver=False,
@@ -229,7 +228,7 @@ def test_broken_off_after_any_phase_and_done_again(bench, phases):
 def test_every_phase_is_a_sign_of_life(bench, tmp_path):
     some = bench(1)
     mark = some.servers[0].home / "txl" / keeper.SET_UP
-    work = dataclasses.replace(some.work, config=text_config(tmp_path / "text"))
+    work = dataclasses.replace(some.work, **with_text(tmp_path / "text"))
     done: list[str] = []
     began = int(time.time())
     with some.hosts() as hosts:
@@ -739,18 +738,19 @@ def test_a_bucket_that_hosts_cannot_read(cloud, bench):
         some.do(phases=3, shared=Unreachable(cloud.shared.account, cloud.s3.bucket))
 
 
-def text_config(folder: Path, **changes: Any) -> Config:
+def with_text(folder: Path) -> dict[str, Any]:
+    """What of the work is another for a trainer that reads a folder of text."""
     folder.mkdir()
     for number in range(200):
         (folder / f"it's {number}.txt").write_text(f"text {number}\n")
-    return Config(data=DataConfig(dataset="text", text_dir=str(folder), **changes))
+    found = corpus.find(DataConfig(dataset="text", text_dir=str(folder)))
+    assert found
+    return {"corpus": found, "words": ("--config", "quickstart", *found.words)}
 
 
 def test_a_corpus_of_this_machine_is_brought_once(cloud, bench, tmp_path):
     some = bench(2)
-    config = text_config(tmp_path / "my text")
-    words = ("--config", "quickstart", "--text-dir", str(tmp_path / "my text"))
-    changes: dict[str, Any] = {"config": config, "words": words, "shared": cloud.shared}
+    changes = with_text(tmp_path / "my text") | {"shared": cloud.shared}
     assert "data" in some.do(**changes)
     (key,) = (key for key in cloud.files() if key.startswith("data/"))
     sent = some.trainer_words(0)
@@ -783,14 +783,13 @@ def test_hosts_live_while_a_corpus_is_on_its_way_to_the_bucket(cloud, bench, tmp
     some = bench(1)
     MARKS[:] = [some.servers[0].home / "txl" / keeper.SET_UP]
     shared = Slow(cloud.shared.account, cloud.s3.bucket)
-    some.do(config=text_config(tmp_path / "text"), shared=shared)
+    some.do(**with_text(tmp_path / "text"), shared=shared)
 
 
 def test_a_corpus_of_other_files_than_it_should_have_is_refused(cloud, bench, tmp_path):
     some = bench(1)
-    changes = {"config": text_config(tmp_path / "text"), "shared": cloud.shared}
-    found = corpus.find(changes["config"].data)
-    assert found
+    changes = with_text(tmp_path / "text") | {"shared": cloud.shared}
+    found = changes["corpus"]
     (tmp_path / "text" / "it's 7.txt").write_text("text of somebody else\n")
     found.pack(tmp_path / "other.tar.gz")
     (tmp_path / "text" / "it's 7.txt").write_text("text 7\n")
@@ -802,7 +801,7 @@ def test_a_corpus_of_other_files_than_it_should_have_is_refused(cloud, bench, tm
 
 def test_a_corpus_without_a_bucket(bench, tmp_path):
     some = bench(1)
-    some.do(config=text_config(tmp_path / "text"))
+    some.do(**with_text(tmp_path / "text"))
     sent = some.trainer_words()
     folder = some.servers[0].home / "txl" / "work" / sent[sent.index("--text-dir") + 1]
     assert len(list(folder.iterdir())) == 200
@@ -833,11 +832,13 @@ def test_two_hosts_train_to_the_end(cloud, bench, tmp_path):
         python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
         (server.home / "environment-python").write_text(python)
     words = ["--config", "quickstart", "--dataset", "text", "--text-dir", str(text)]
+    found = corpus.find(DataConfig(dataset="text", text_dir=str(text)))
+    assert found
     words += ["--n-layer", "1", "--d-model", "16", "--n-head", "1", "--d-head", "16"]
     words += ["--batch", "2", "--max-tokens", "12800", "--eval-every", "1000", "--log-every", "10"]
     work = {
-        "config": config.load("quickstart", words[2:]),
-        "words": tuple(words),
+        "corpus": found,
+        "words": (*words, *found.words),
         "gpus": 0,
         "network_gbps": 0.0,
         "shared": cloud.shared,

@@ -71,6 +71,7 @@ def note(account: Account, attempt: str) -> Hold:
         options=record.options(asked),
         zones=("us-east-1a",),
         source="0" * 64,
+        corpus="",
         revision="",
         attempt=attempt,
     )
