@@ -52,6 +52,7 @@ def assert_same(found: dict[str, Any], alone: dict[str, Any]) -> None:
         np.testing.assert_allclose(got["params"], expected["params"], rtol=0, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_of_one_process(alone, tmp_path):
     assert_same(layouts.run(tmp_path, 1, 8, MIXED), alone)
 

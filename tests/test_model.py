@@ -552,7 +552,11 @@ def test_dropout_of_a_sequence_depends_on_its_number_alone():
     cfg = dataclasses.replace(POST, dropout=0.2, dropatt=0.2)
     params, memory, key = random_params(cfg), garbage(cfg, 3), jax.random.key(0)
     inputs, targets = map(to_jax, tokens(T))
-    xl = build(cfg, params)
+
+    def run(*args):
+        return build(cfg, params)(*args)
+
+    xl = jax.jit(run, compiler_options=QUICKLY)
     whole, _ = xl(inputs, targets, memory, key)
     order = jnp.arange(B)[::-1]
     turned = Memory(memory.hidden[:, order], memory.filled)

@@ -144,6 +144,7 @@ def in_parts(cfg: Config, home: Path, parts: list[tuple[int, int]]) -> TrainStat
     return state
 
 
+@pytest.mark.slow
 def test_a_run_of_batch_8_then_16_then_8(shell, compiled, monkeypatch, capsys):
     monkeypatch.chdir(shell.home)
     logdir = shell.home / "runs" / "refill-batches"

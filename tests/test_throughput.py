@@ -156,6 +156,7 @@ def test_what_cannot_be_measured_is_refused(words, says, monkeypatch, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_batch_for_validation_does_not_matter(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main([*WORDS_OF_TEST_1, "--eval-batch", "3"]) == 0

@@ -245,6 +245,7 @@ def test_a_run_refuses_before_it_writes(shell, finished, monkeypatch, words, com
     assert tiny.files(shell.home) == before
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_without_starting_again(shell, finished, monkeypatch, capsys):
     """Also when the run that it started from is gone."""
     monkeypatch.chdir(shell.home)
