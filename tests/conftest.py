@@ -1,9 +1,14 @@
 """How all tests run: on CPU, with several devices, no silent type promotion, no clock."""
 
 import os
+import signal
 
 # In the environment, so that the processes which tests start run on CPU as well.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Ignored where tests run in the background of a shell, and all processes would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import hypothesis
 import jax

@@ -22,8 +22,7 @@ class Typed:
 
     def __init__(self, environ: dict[str, str], *words: str):
         self.process = subprocess.Popen(
-            # Tests that run in the background of a shell ignore Ctrl-C, which is inherited.
-            ["env", "--default-signal=INT", sys.executable, "-m", "launcher", *words],
+            [sys.executable, "-m", "launcher", *words],
             cwd=ROOT,
             env=environ | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
