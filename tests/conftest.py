@@ -6,10 +6,6 @@ import signal
 # In the environment, so that the processes which tests start run on CPU as well.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Ignored where tests run in the background of a shell, and all processes would inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 import hypothesis
 import jax
 
@@ -18,3 +14,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("project")
+
+# Ignored where tests run in the background of a shell, and all processes would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
