@@ -3,6 +3,7 @@
 A pytest plugin: test modules say `pytest_plugins = ["tests.launcher.sshd"]`.
 """
 
+import dataclasses
 import getpass
 import os
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,35 +133,34 @@ class Machines:
             self.servers[-1].start()
         return self.servers[first:]
 
-    def run(self, **changes: str) -> Run:
+    def run(self, **changes: Any) -> Run:
         """The run as its tags tell of it; `changes` are fields of all its hosts."""
         now = datetime.now(UTC)
-        hosts = tuple(
+        hosts = (
             Host(
-                **{  # pyright: ignore[reportArgumentType]
-                    "index": server.number,
-                    "instance_id": f"i-{server.number}",
-                    "private_ip": server.address,
-                    "public_ip": "",
-                    "state": "running",
-                    "zone": "us-east-1a",
-                    "kind": "p3dn.24xlarge",
-                    "spot": True,
-                    "price": None,
-                    "launched": now,
-                    "ended": None,
-                    "host_key": self.host_key.public,
-                    "user": getpass.getuser(),
-                    "key_name": "",
-                    "reason": "",
-                    **changes,
-                }
+                index=server.number,
+                instance_id=f"i-{server.number}",
+                private_ip=server.address,
+                public_ip="",
+                state="running",
+                zone="us-east-1a",
+                kind="p3dn.24xlarge",
+                spot=True,
+                price=None,
+                launched=now,
+                ended=None,
+                host_key=self.host_key.public,
+                user=getpass.getuser(),
+                key_name="",
+                reason="",
+                hours_before=0.0,
             )
             for server in self.servers
         )
+        hosts = tuple(dataclasses.replace(host, **changes) for host in hosts)
         return Run("night", "", "", "launch", "", now, hosts)
 
-    def hosts(self, **changes: str) -> Hosts:
+    def hosts(self, **changes: Any) -> Hosts:
         return Hosts.of(self.run(**changes), self.key, private=True)
 
 
