@@ -45,7 +45,7 @@ class Sentences:
     def __init__(
         self, tokens: NDArray[np.integer], eos: int, seed: int, chunk_tokens: int = CHUNK_TOKENS
     ):
-        self._tokens, self._eos, self._seed = tokens, eos, seed
+        self._tokens, self._eos, self._seed = np.asarray(tokens), eos, seed
         self._first = int(len(tokens) > 0 and tokens[0] == eos)
         bounds = [self._first]
         while bounds[-1] < len(tokens):
@@ -81,15 +81,18 @@ class Sentences:
     def read(self, epoch: int, chunk: int, start: int, out: NDArray[np.int32]) -> int:
         """Fills `out` from the `start`-th token of a chunk on; how many tokens there were."""
         order, begin = self._order(epoch, chunk), int(self._bounds[chunk])
-        sentence, done = int(np.searchsorted(order.ends, start, side="right")), 0
-        while done < len(out) and sentence < len(order.ends):
-            left = int(order.ends[sentence]) - start
-            n = min(left, len(out) - done)
-            before = int(order.ends[sentence - 1]) if sentence else 0
-            at = begin + int(order.starts[sentence]) + start - before
-            out[done : done + n] = self._tokens[at : at + n]
-            done, start, sentence = done + n, start + n, sentence + (n == left)
-        return done
+        stop = min(start + len(out), int(order.ends[-1]))
+        # Of another type, all of them would be converted first.
+        wanted = np.array([start, stop - 1], order.ends.dtype)
+        first, last = np.searchsorted(order.ends, wanted, side="right")
+        ends = np.minimum(order.ends[first : last + 1], stop)
+        begins = np.concatenate([[start], ends[:-1]])
+        # In the chunk, each sentence is as far from its place in the order as its first token is.
+        before = order.ends[first - 1] if first else 0
+        away = order.starts[first : last + 1] - np.concatenate([[before], ends[:-1]])
+        places = np.arange(start, stop) + np.repeat(begin + away, ends - begins)
+        out[: stop - start] = self._tokens[places]
+        return stop - start
 
     def first_token(self) -> int | None:
         """The token that stays in its place, if there is one."""
