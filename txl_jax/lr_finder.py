@@ -132,7 +132,7 @@ def run_sweep(
     rates: list[float] = []
     losses: list[float] = []
     for n in tqdm(range(steps), desc="sweeping", unit="step", delay=2, leave=False, disable=None):
-        inputs, targets = place_batch(cfg, mesh, streams.segment(n % len(streams), rows))
+        inputs, targets = place_batch(cfg, mesh, streams.at(n, rows))
         state, _ = train_step(state, inputs, targets)
         totals = jax.device_get(state.totals)
         if totals.non_finite_step >= 0:

@@ -29,10 +29,10 @@ def refilled(
       streams, course: those of today, with which training goes on.
       batch: how many streams there were before.
     """
-    segment = course.segment(int(state.step)) % len(streams)
+    epoch, segment = divmod(course.segment(int(state.step)), len(streams))
     first = max(0, segment - context_segments(cfg.model))
     params = sharding.Layout.of(cfg, mesh).whole(state.params)
-    state = state._replace(memory=memory_before(cfg, mesh, params, streams, segment))
+    state = state._replace(memory=memory_before(cfg, mesh, params, streams.epoch(epoch), segment))
     back = f", {course.rest} tokens back" if course.rest else ""
     memory = f"refilled from segment {first} on" if first < segment else "is empty"
     return state, (

@@ -3,13 +3,14 @@
 Letters: B batch, T segment (tgt_len).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from txl_jax.errors import UserError
+from txl_jax.sentences import Epoch, Sentences
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +20,11 @@ class Streams:
     Row b of segment i + 1 goes on where row b of segment i ended, so that memory can be carried
     from one to the next. A prediction j has token j as its input and token j + 1 as its target.
 
-    The streams have no state. The segment that a training step reads is
-    `epoch, i = divmod(n, len(streams))`, where n segments were read before it.
+    The streams have no state: `at(n)` is what a training step reads before which n segments were
+    read, in this epoch and those before.
     """
 
-    tokens: NDArray[np.integer]
+    tokens: NDArray[np.integer] | Epoch
     """The split, [tokens]."""
     batch: int
     """Streams B."""
@@ -33,22 +34,28 @@ class Streams:
     """Predictions from the start of one stream to the start of the next."""
     length: int
     """Predictions of a stream."""
+    sentences: Sentences | None = None
+    """Whence `tokens` of every epoch come; None: they are the same in all."""
     context: int = 0
     """Predictions with which every stream but the first begins that are not its own: their tokens
     are read, for the sake of memory, but the stream before predicts them."""
 
     @classmethod
-    def trimmed(cls, tokens: NDArray[np.integer], batch: int, tgt_len: int) -> Self:
+    def trimmed(cls, tokens: NDArray[np.integer] | Sentences, batch: int, tgt_len: int) -> Self:
         """For training: streams of n = len(tokens) // batch tokens, each n - 1 predictions.
 
         This is the original's `LMOrderedIterator`: the split's last len(tokens) % batch tokens are
         left out, and no stream predicts the first token of the next. The last segment of an epoch
-        may be shorter than tgt_len; it is padded.
+        may be shorter than tgt_len; it is padded. Of `Sentences` the streams are cut anew in every
+        epoch, from their order in it.
 
         Raises UserError where a stream is shorter than one segment.
         """
         check_length(len(tokens), batch, tgt_len)
         n = len(tokens) // batch
+        if isinstance(tokens, Sentences):
+            first = tokens.epoch(0)
+            return cls(first, batch, tgt_len, stride=n, length=n - 1, sentences=tokens)
         return cls(np.asarray(tokens), batch, tgt_len, stride=n, length=n - 1)
 
     @classmethod
@@ -109,10 +116,21 @@ class Streams:
         others = -(-(len(self.tokens) - 1 - self.context) // self.stride) - 1
         return self.context * min(max(0, others), self.batch - 1)
 
+    def at(self, n: int, rows: slice = slice(None)) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The segment that is read after n others, from the first epoch on, as `segment` has it."""
+        epoch, i = divmod(n, len(self))
+        return self.epoch(epoch).segment(i, rows)
+
+    def epoch(self, epoch: int) -> Self:
+        """The streams of an epoch."""
+        return replace(self, tokens=self.sentences.epoch(epoch)) if self.sentences else self
+
     def segment(
         self, i: int, rows: slice = slice(None)
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Inputs and targets of segment i, int32 [rows, T] each; padding is input 0, target -1.
+        """Inputs and targets of segment i of this epoch, int32 [rows, T] each.
+
+        Padding is input 0, target -1.
 
         Targets of context are -1 too. Only the tokens of these rows are read. Raises IndexError
         where there is no segment i.
@@ -127,9 +145,12 @@ class Streams:
             start = stream * self.stride + done
             left = min(self.length - done, len(self.tokens) - 1 - start)
             n = max(0, min(self.tgt_len, left))
-            inputs[row, :n] = self.tokens[start : start + n]
+            if n == 0:
+                continue
+            read = self.tokens[start : start + n + 1]
+            inputs[row, :n] = read[:n]
             skipped = min(n, max(0, self.context - done)) if stream else 0
-            targets[row, skipped:n] = self.tokens[start + skipped + 1 : start + n + 1]
+            targets[row, skipped:n] = read[skipped + 1 :]
         return inputs, targets
 
 

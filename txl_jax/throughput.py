@@ -134,7 +134,7 @@ def time_steps(cfg: Config, mesh: Mesh, streams: Streams, state: Any) -> tuple[A
     hidden = None if jax.process_index() == 0 else True
     steps = range(_steps(cfg))
     for n in tqdm(steps, unit="step", delay=2, leave=False, disable=hidden):
-        batch = place_batch(cfg, mesh, streams.segment(n % len(streams), rows))
+        batch = place_batch(cfg, mesh, streams.at(n, rows))
         state, dispatched = train_step(state, *batch)
         if under_way is not None:
             jax.block_until_ready(under_way)

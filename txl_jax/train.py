@@ -145,7 +145,7 @@ def train(
                 journal.scalars(0, metrics.sizes(state.params))
             while n < steps and not stopped_by:
                 with pace.input():
-                    segment = streams.segment(course.segment(n) % len(streams), rows)
+                    segment = streams.at(course.segment(n), rows)
                     inputs, targets = place_batch(cfg, mesh, segment)
                 state, dispatched = train_step(state, inputs, targets)
                 # At most two steps are under way: no device waits, and a signal is soon noticed.
