@@ -56,17 +56,18 @@ def obtain(cfg: DataConfig) -> None:
     from txl_jax import builders
 
     data_dir = Path(cfg.data_dir)
-    lock = FileLock(data_dir / ".downloads.lock")
+    folder = data_dir / preparation.FOLDER
+    lock = FileLock(folder / ".lock")
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            print(f"waiting for the process that fills {data_dir}", file=sys.stderr)
+            print(f"waiting for the process that fills {folder}", file=sys.stderr)
             lock.acquire()
     except OSError as error:
         raise UserError(
-            f"cannot write to {data_dir}: {error.strerror}; name another folder with --data-dir"
+            f"cannot write to {folder}: {error.strerror}; name another folder with --data-dir"
         ) from None
     try:
         if _is_missing(cfg):

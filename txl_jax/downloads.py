@@ -91,10 +91,9 @@ def _answer(url: str) -> Iterator["requests.Response"]:
     headers = {"Accept-Encoding": "identity"}
     try:
         with closing(requests.get(url, stream=True, timeout=_TIMEOUT, headers=headers)) as answer:
-            answer.raise_for_status()
+            if not answer.ok:
+                raise _Unfit(f"answers {answer.status_code} {answer.reason}")
             yield answer
-    except requests.HTTPError as error:
-        raise _Unfit(f"answers {error.response.status_code} {error.response.reason}") from None
     except requests.Timeout:
         raise _Unfit("does not answer in time") from None
     except requests.exceptions.ChunkedEncodingError:

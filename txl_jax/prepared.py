@@ -13,8 +13,10 @@ from txl_jax.folders import whole_lines
 from txl_jax.layouts import LAYOUTS, Layout
 from txl_jax.sources import SOURCES, WORD_LISTS, Source
 
-DOWNLOADS = "downloads"
-"""Folder of what was downloaded, below data_dir."""
+FOLDER = "tfds"
+"""Holds the prepared data sets, below data_dir."""
+DOWNLOADS = f"{FOLDER}/downloads"
+"""Holds what was downloaded, below data_dir."""
 N_BYTES = "n_bytes"
 """Size of the text in bytes, in the metadata of a prepared data set."""
 
@@ -54,7 +56,8 @@ class Prepared:
 
         name = self.source.splits[SPLITS.index(split)]
         try:
-            records: Any = tfds.builder_from_directory(self.root).as_data_source(split=name)
+            builder: Any = tfds.builder_from_directory(self.root)
+            records = builder.as_data_source(split=name)
             for start in range(0, len(records), self.source.group):
                 group = range(start, min(start + self.source.group, len(records)))
                 texts = [record["text"] for record in records.__getitems__(group)]
@@ -88,7 +91,7 @@ def prepared(cfg: DataConfig) -> Prepared | None:
 
 def folder(data_dir: Path, dataset: str) -> Path:
     """Where a data set is prepared: it stands there whole or not at all."""
-    return data_dir / "tfds" / library_name(dataset) / SOURCES[dataset].version
+    return data_dir / FOLDER / library_name(dataset) / SOURCES[dataset].version
 
 
 def library_name(dataset: str) -> str:
