@@ -1,8 +1,5 @@
-"""Archives of the layout that the real ones have, with little text, and a server that gives them.
-
-A fixture plugin: `archives` serves what a test puts into it, whole or broken, over HTTP on
-loopback, in place of the addresses of `sources.SOURCES`.
-"""
+"""Archives of the layout that the real ones have, with little text, and a server that gives them,
+whole or broken, over HTTP on loopback."""
 
 import dataclasses
 import hashlib
@@ -12,10 +9,10 @@ import threading
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 from txl_jax import sources
 
@@ -58,7 +55,7 @@ class Archives:
         self.waiting = threading.Event()
         self.go_on = threading.Event()
 
-    def serve(self, dataset: str, content: bytes, mirrors: int = 0, **changes: object) -> str:
+    def serve(self, dataset: str, content: bytes, mirrors: int = 0, **changes: Any) -> str:
         """Makes `content` the archive of a data set; the path of its address.
 
         mirrors: further addresses, which give nothing unless a test adds to `files`.
@@ -72,17 +69,13 @@ class Archives:
             digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
             size=len(content),
         )
-        sources.SOURCES[dataset] = dataclasses.replace(source, archive=archive, **changes)  # pyright: ignore[reportArgumentType]
+        sources.SOURCES[dataset] = dataclasses.replace(source, archive=archive, **changes)
         return path
 
 
-@pytest.fixture
-def archives(monkeypatch: pytest.MonkeyPatch) -> Iterator[Archives]:
-    """The server; the true addresses of all data sets are out of reach while it runs."""
-    monkeypatch.setattr(sources, "SOURCES", sources.SOURCES)
-    for table in (sources.SOURCES, sources.WORD_LISTS):
-        for name in table:
-            monkeypatch.setitem(table, name, table[name])
+@contextmanager
+def serving() -> Iterator[Archives]:
+    """A server, which takes the place of true addresses in `sources` as `Archives.serve` says."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -104,10 +97,8 @@ def archives(monkeypatch: pytest.MonkeyPatch) -> Iterator[Archives]:
                 content = content[served.stopped_at :]
                 served.waiting.set()
                 served.go_on.wait()
-            try:
+            with suppress(ConnectionError):  # who asked may have been killed
                 self.wfile.write(content)
-            except ConnectionError:
-                pass  # who asked was killed
 
         def log_message(self, *_: object) -> None:
             pass
@@ -116,11 +107,13 @@ def archives(monkeypatch: pytest.MonkeyPatch) -> Iterator[Archives]:
     served = Archives(server.server_port)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield served
-    served.go_on.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield served
+    finally:
+        served.go_on.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def write(root: Path, files: dict[str, bytes]) -> Path:

@@ -1,12 +1,13 @@
 import dataclasses
 import hashlib
 import random
-import resource
+import re
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from tensorflow_datasets.datasets.lm1b import lm1b_dataset_builder as lm1b
 from tensorflow_datasets.datasets.tiny_shakespeare import tiny_shakespeare_dataset_builder
 
-from tests.archives import PAGE, Archives, archives, tarred, write, zipped
+from tests.archives import PAGE, Archives, serving, tarred, write, zipped
 from txl_jax import corpora, layouts, prepared, sources
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, Corpus
@@ -22,7 +23,14 @@ from txl_jax.errors import UserError
 from txl_jax.layouts import LAYOUTS, Named
 from txl_jax.prepared import Prepared
 
-__all__ = ["archives"]
+
+@pytest.fixture
+def archives(monkeypatch: pytest.MonkeyPatch) -> Iterator[Archives]:
+    for table in (sources.SOURCES, sources.WORD_LISTS):
+        for name, value in table.items():
+            monkeypatch.setitem(table, name, value)  # as it was, after the test
+    with serving() as server:
+        yield server
 
 
 def config(dataset: str, folder: Path, vocab: str = "") -> DataConfig:
@@ -46,6 +54,8 @@ def files_below(folder: Path) -> list[str]:
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
+
+PATH = "/wikitext-2-v1.zip"
 
 # --- the same text through the builder and through the manual folder
 
@@ -97,7 +107,7 @@ def ptb(archives: Archives, dataset: str) -> dict[str, bytes]:
     return {f"{s}.txt": files[f"./simple-examples/data/{names[s]}"] for s in SPLITS}
 
 
-@pytest.mark.parametrize("block", [7, 1 << 20])
+@pytest.mark.parametrize("block", [997, 1 << 20])
 @pytest.mark.parametrize(
     ("dataset", "serve"),
     [
@@ -109,8 +119,6 @@ def test_builder_and_manual_folder_give_the_same_text(
     archives, tmp_path, monkeypatch, dataset, serve, block
 ):
     monkeypatch.setattr(layouts, "_BLOCK", block)
-    if serve is not wikitext and block == 7:
-        monkeypatch.setattr(layouts, "_BLOCK", 997)
     files = serve(archives, dataset)
     built = obtained(config(dataset, tmp_path / "built"))
     write(tmp_path / "manual" / LAYOUTS[dataset].folder, files)
@@ -150,12 +158,12 @@ def test_the_users_own_files_come_first(archives, tmp_path):
 
 
 def test_what_is_prepared_is_not_downloaded_again(archives, tmp_path):
-    path = wikitext(archives, "wikitext-2") and "/wikitext-2-v1.zip"
+    wikitext(archives, "wikitext-2")
     cfg = config("wikitext-2", tmp_path)
     first = texts(obtained(cfg))
     (tmp_path / prepared.DOWNLOADS / "wikitext-2-v1.zip").unlink()
     assert texts(obtained(cfg)) == first
-    assert archives.asked == {path: 1}
+    assert archives.asked == {PATH: 1}
 
 
 def test_opening_downloads_nothing_and_says_both_ways(archives, tmp_path):
@@ -207,8 +215,8 @@ def test_lm1b_is_the_librarys_with_a_valid_split_from_its_test_split(archives, t
     found = {split: text.decode().splitlines() for split, text in texts(corpus).items()}
     assert found == {"train": train, "valid": held_out[:40], "test": held_out[40:]}
     assert corpus.n_bytes == sum(map(len, texts(corpus).values()))
-    assert corpus.word_list == tmp_path / prepared.DOWNLOADS / "1b_word_vocab.txt"
-    assert corpus.word_list.read_bytes() == WORDS
+    words = tmp_path / prepared.DOWNLOADS / "1b_word_vocab.txt"
+    assert corpus.word_list == words and words.read_bytes() == WORDS
     assert f"{prepared.DOWNLOADS}/1b_word_vocab.txt" in corpus.inputs
     assert not list(tmp_path.rglob("*news*"))
 
@@ -241,12 +249,14 @@ def test_versions_and_checksums_are_the_librarys():
         checksums = Path(module.__file__ or "").with_name("checksums.tsv").read_text()
         url, size, digest, _ = checksums.strip().split("\t")
         archive = source.archive
-        assert (archive.urls[0], archive.size, archive.digest) == (url, int(size), f"sha256:{digest}")
+        assert (archive.urls[0], archive.size, archive.digest) == (
+            url,
+            int(size),
+            f"sha256:{digest}",
+        )
 
 
 # --- what goes wrong
-
-PATH = "/wikitext-2-v1.zip"
 
 
 def cut_off(archives: Archives) -> None:
@@ -283,7 +293,7 @@ def gone(archives: Archives) -> None:
 BROKEN = {
     cut_off: r"was cut off",
     shorter: r"gives \d+ bytes instead of \d+",
-    shorter_of_no_stated_length: r"gives \d+ bytes instead of \d+",
+    shorter_of_no_stated_length: r"was cut off after \d+ of \d+ bytes",
     other: r"gives another file \(its sha256 hash is [0-9a-f]{64}\)",
     page: r"gives a web page instead of the file",
     page_as_an_archive: r"gives a web page instead of the file",
@@ -307,7 +317,7 @@ def test_a_download_that_is_not_the_file_is_one_line_and_a_mirror_is_tried(
     assert "\n" not in message and message.startswith("cannot download wikitext-2-v1.zip: ")
     found = [f"{archives.url}{PATH} {BROKEN[fault]}", f"{archives.url}{mirror} answers 404"]
     for complaint in found:
-        assert pytest.importorskip("re").search(complaint, message), message
+        assert re.search(complaint, message), message
     assert files_below(tmp_path) == []
     archives.files[mirror] = whole
     assert texts(obtained(cfg))["valid"] == LINES["valid"]
@@ -370,9 +380,10 @@ def test_an_archive_that_cannot_be_unpacked_is_one_line(archives, tmp_path, data
     packed = bytearray(pack({member.format(split): text for split in SPLITS}))
     packed[10_000:10_050] = bytes(50)
     archives.serve(dataset, bytes(packed))
-    with pytest.raises(UserError, match="is damaged .*: remove it and start again"):
+    with pytest.raises(UserError, match=r"(is damaged|lacks) .*: remove it and start again"):
         corpora.obtain(config(dataset, tmp_path, "bytes"))
-    assert not list((tmp_path / "tfds").glob("*/*"))[1:]
+    archive = f"{prepared.DOWNLOADS}/{sources.SOURCES[dataset].archive.name}"
+    assert files_below(tmp_path) == [archive]
 
 
 def test_text_that_is_not_utf8_is_named(archives, tmp_path):
@@ -395,3 +406,131 @@ def test_prepared_files_that_are_damaged_are_one_line(archives, tmp_path):
     (corpus.root / "metadata.json").write_text("{")
     with pytest.raises(UserError, match="damaged: remove the folder"):
         corpora.open_corpus(config("wikitext-2", tmp_path))
+
+
+# --- other processes
+
+OBTAIN = """
+    import dataclasses, sys
+    from txl_jax import corpora, errors, layouts, sources
+    from txl_jax.config import DataConfig
+
+    dataset, url, digest, folder, *prelude = sys.argv[1:]
+    source = sources.SOURCES[dataset]
+    archive = dataclasses.replace(source.archive, urls=(url,), digest=digest, size=None)
+    sources.SOURCES[dataset] = dataclasses.replace(source, archive=archive)
+    exec("".join(prelude))
+    cfg = DataConfig(dataset=dataset, data_dir=folder)
+    errors.run_command(lambda _: corpora.obtain(cfg))
+"""
+
+
+def start(
+    dataset: str, folder: Path, *prelude: str, before: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    archive = sources.SOURCES[dataset].archive
+    script = textwrap.dedent(OBTAIN)
+    return subprocess.Popen(
+        [
+            *(*before, sys.executable, "-c", script, dataset, archive.urls[0]),
+            *(archive.digest, str(folder), *prelude),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_a_download_that_is_killed_is_made_again(archives, tmp_path, sign):
+    wikitext(archives, "wikitext-2")
+    archives.stopped_at = 1000
+    with start("wikitext-2", tmp_path) as process:
+        assert archives.waiting.wait(60)
+        process.send_signal(sign)
+        output = process.communicate(timeout=60)
+    left = [] if sign == signal.SIGINT else [f"{prepared.DOWNLOADS}/wikitext-2-v1.zip.tmp"]
+    assert files_below(tmp_path) == left
+    if sign == signal.SIGINT:
+        assert (process.returncode, output) == (130, ("", "\n"))
+    archives.stopped_at = None
+    archives.go_on.set()
+    assert texts(obtained(config("wikitext-2", tmp_path)))["valid"] == LINES["valid"]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_builder_that_is_killed_is_started_again(archives, tmp_path):
+    wikitext(archives, "wikitext-2")
+    kill = """
+        import os, signal
+        from txl_jax import builders
+        given = builders.layouts.blocks
+
+        def blocks(layout, file, path):
+            for i, block in enumerate(given(layout, file, path)):
+                yield block
+                if "valid" in path.name:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        builders.layouts.blocks = blocks
+    """
+    with start("wikitext-2", tmp_path, textwrap.dedent(kill)) as process:
+        process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert list(tmp_path.rglob("*incomplete*"))
+    assert not prepared.folder(tmp_path, "wikitext-2").exists()
+    cfg = config("wikitext-2", tmp_path)
+    with pytest.raises(UserError, match="wikitext-2 is not in"):
+        corpora.open_corpus(cfg)
+    assert texts(obtained(cfg))["valid"] == LINES["valid"]
+    assert not list(tmp_path.rglob("*incomplete*"))
+    assert archives.asked == {PATH: 1}
+
+
+def test_several_processes_download_once(archives, tmp_path):
+    wikitext(archives, "wikitext-2")
+    archives.stopped_at = 1000
+    with start("wikitext-2", tmp_path) as first:
+        assert archives.waiting.wait(60)
+        with start("wikitext-2", tmp_path) as second:
+            assert second.stderr is not None
+            said = second.stderr.readline()
+            assert said == f"waiting for the process that fills {tmp_path / 'tfds'}\n"
+            archives.go_on.set()
+            assert first.communicate(timeout=60) == ("", "")
+            assert second.communicate(timeout=60) == ("", "")
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert archives.asked == {PATH: 1}
+    assert texts(corpora.open_corpus(config("wikitext-2", tmp_path)))["valid"] == LINES["valid"]
+
+
+def on_a_disk_of(size: str, folder: Path) -> tuple[str, ...]:
+    """Words before a command that sees a new disk at folder."""
+    mount = 'mount -t tmpfs -o size="$0" tmpfs "$1" && shift && exec "$@"'
+    words = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, size)
+    folder.mkdir()
+    if subprocess.run([*words, folder, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let its users mount a disk of their own")
+    return (*words, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("size", "what"),
+    [("200k", f"{prepared.DOWNLOADS}/simple-examples.tgz"), ("1500k", "tfds/ptb/1.0.0")],
+)
+def test_a_disk_that_is_full_is_one_line(archives, tmp_path, size, what):
+    text = random.Random(0).randbytes(400_000).hex().encode() + b"\n"
+    files = {f"./simple-examples/data/ptb.{split}.txt": text for split in SPLITS}
+    archives.serve("ptb", tarred(files))
+    disk = tmp_path / "disk"
+    # After the command, its exit status and what is left on the disk, before that goes.
+    look = ("sh", "-c", '"$@"; echo $?; find "$0" -type f', str(disk))
+    with start("ptb", disk, before=(*on_a_disk_of(size, disk), *look)) as process:
+        output, errors = process.communicate(timeout=60)
+    assert errors == (
+        f"error: cannot write {disk}/{what}: No space left on device; make room there or name "
+        "another folder with --data-dir\n"
+    )
+    status, *left = output.split()
+    assert status == "2"
+    assert [name for name in left if "ptb" in name or ".tmp" in name] == []

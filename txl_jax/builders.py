@@ -12,6 +12,7 @@ at its end; the original takes that file for valid and for test alike.
 
 import contextlib
 import functools
+import gzip
 import io
 import itertools
 import shutil
@@ -62,13 +63,14 @@ def prepare(dataset: str, data_dir: Path) -> None:
             library = data_dir / prepared.FOLDER
             builder = kind(dataset, archive, data_dir=library, file_format="array_record")
             builder.download_and_prepare()
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; make room there or name another "
-            "folder with --data-dir"
-        ) from None
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise UserError(f"{archive} is damaged ({error}): remove it and start again") from None
+    except (OSError, RuntimeError) as error:  # array_record raises the second
+        reason = getattr(error, "strerror", None) or str(error).split(";")[0]
+        raise UserError(
+            f"cannot write {folder}: {reason.removeprefix('write() failed: ')}; make room there or "
+            "name another folder with --data-dir"
+        ) from None
 
 
 class _InOrder(tfds.core.ShardBasedBuilder, skip_registration=True):

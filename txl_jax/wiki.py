@@ -35,11 +35,9 @@ class Wiki(Folder):
     def _documents_of(self, name: str) -> Iterator[bytes]:
         path = self.root / name
         with path.open("rb") as file:
-            start = file.read(1)
+            articles = _from_json if file.read(1) == b"{" else _from_tags
             file.seek(0)
-            if start and start not in b"<{":
-                raise _unfit(path, 0)
-            for text in (_from_json if start == b"{" else _from_tags)(file, path):
+            for text in articles(file, path):
                 yield whole_lines(text) + END
 
 
