@@ -131,7 +131,7 @@ def test_files_are_chosen_by_language_and_pattern(tmp_path, chosen, expected):
     [
         (
             {"code_files": "pyton"},
-            r"unknown language pyton \(did you mean python\?\); known are c,",
+            r"language pyton \(did you mean python\?\); known are c,",
         ),
         ({"code_files": "*.rs"}, r"has no files that fit --code-files \*\.rs: name a folder"),
         ({"dataset": "text", "code_files": "c"}, "--code-files is read only with --dataset code"),

@@ -164,12 +164,11 @@ def _sources(path: Path) -> Iterator[Path]:
             yield path
     elif (path / ".git").exists():
         for name in _tracked(path):
-            parts = (path / name, *(path / name).parents[: name.count("/")])
-            if all(map(is_visible, parts)) and parts[0].exists():
-                yield from _sources(parts[0])  # a folder is a submodule
+            if is_visible(path / name, path):
+                yield from _sources(path / name)  # a folder is a submodule
     else:
         for child in path.iterdir():
-            if is_visible(child):
+            if is_visible(child, path):
                 yield from _sources(child)
 
 

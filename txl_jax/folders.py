@@ -137,12 +137,12 @@ def chosen(cfg: DataConfig) -> tuple[Path, list[Path]]:
     elif not glob.has_magic(cfg.text_dir):
         raise UserError(f"--text-dir {root} is not a folder: name one that holds UTF-8 text files")
     else:
-        matches = map(Path, sorted(glob.glob(cfg.text_dir, recursive=True)))
-        paths = [path for path in matches if not path.is_symlink()]
-        if not paths:
-            raise UserError(f"nothing matches --text-dir {root}: name a folder, or quote a pattern")
         while glob.has_magic(str(root)):
             root = root.parent
+        matches = map(Path, glob.glob(cfg.text_dir, recursive=True))
+        paths = [path for path in matches if is_visible(path, root)]
+        if not paths:
+            raise UserError(f"nothing matches --text-dir {cfg.text_dir}: name a folder that exists")
     data_dir = Path(cfg.data_dir).resolve()
     if any(data_dir.is_relative_to(path.resolve()) for path in paths):
         raise UserError(
@@ -181,7 +181,7 @@ def walk(folder: Path, left_out: Container[str] = ()) -> Iterator[Path]:
     Files and folders whose name is in left_out are passed over.
     """
     for path in folder.iterdir():
-        if not is_visible(path) or path.name in left_out:
+        if not is_visible(path, folder) or path.name in left_out:
             continue
         if path.is_dir():
             yield from walk(path, left_out)
@@ -189,9 +189,13 @@ def walk(folder: Path, left_out: Container[str] = ()) -> Iterator[Path]:
             yield path
 
 
-def is_visible(path: Path) -> bool:
-    """Whether a file or folder is neither hidden nor a symbolic link."""
-    return not path.name.startswith(".") and not path.is_symlink()
+def is_visible(path: Path, above: Path) -> bool:
+    """Whether no part of a path below the folder `above` is hidden or a symbolic link."""
+    while path != above:
+        if path.name.startswith(".") or path.is_symlink():
+            return False
+        path = path.parent
+    return True
 
 
 def _hash(name: str) -> int:

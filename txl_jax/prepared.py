@@ -58,10 +58,9 @@ class Prepared:
         try:
             builder: Any = tfds.builder_from_directory(self.root)
             records = builder.as_data_source(split=name)
-            for start in range(0, len(records), self.source.group):
-                group = range(start, min(start + self.source.group, len(records)))
-                texts = [record["text"] for record in records.__getitems__(group)]
-                yield b"".join(texts if self.layout.only_bytes else map(whole_lines, texts))
+            for i in range(len(records)):
+                text = records[i]["text"]
+                yield text if self.layout.only_bytes else whole_lines(text)
         # The libraries below raise several kinds for files that are cut short or changed.
         except (OSError, ValueError, IndexError, KeyError, RuntimeError) as error:
             raise UserError(

@@ -23,8 +23,6 @@ class Source:
     """Length in bytes of valid and of test, which end the one member; 0: each has its own."""
     splits: tuple[str, str, str] = SPLITS
     """What train, valid and test are called in the prepared data set, or which parts of it."""
-    group: int = 1
-    """Records of the prepared data set that make a block of text."""
 
 
 _PTB = Download(
@@ -93,7 +91,6 @@ SOURCES = {
         ),
         version="1.1.0",
         splits=("train", "test[:2%]", "test[2%:]"),
-        group=1 << 13,
     ),
     "tiny_shakespeare": Source(
         Download(
