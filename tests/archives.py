@@ -2,6 +2,7 @@
 whole or broken, over HTTP on loopback."""
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import tarfile
@@ -87,6 +88,9 @@ def serving() -> Iterator[Archives]:
             content = served.files[path]
             self.send_response(200)
             self.send_header("Content-Type", served.types.get(path, "application/octet-stream"))
+            if "gzip" in self.headers.get("Accept-Encoding", ""):
+                content = gzip.compress(content)
+                self.send_header("Content-Encoding", "gzip")
             length = served.lengths.get(path, len(content))
             if length is not None:
                 self.send_header("Content-Length", str(length))

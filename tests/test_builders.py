@@ -227,6 +227,7 @@ def test_lm1b_needs_its_words_only_for_words(archives, tmp_path):
     assert not archives.asked["/words"]
     with pytest.raises(UserError, match="lm1b is not in"):
         corpora.open_corpus(config("lm1b", tmp_path))
+    (tmp_path / prepared.DOWNLOADS / f"{NEWS}.tar.gz").unlink()
     obtained(config("lm1b", tmp_path))
     assert archives.asked == {f"/{NEWS}.tar.gz": 1, "/words": 1}
 

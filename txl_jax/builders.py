@@ -44,7 +44,7 @@ _Shards = Mapping[str, Sequence[Callable[[], _Examples]]]
 
 
 def prepare(dataset: str, data_dir: Path) -> None:
-    """Downloads a data set, unless that was done, and prepares it.
+    """Downloads a data set and prepares it, unless that was done.
 
     Only one process may do it at a time. One that was killed leaves nothing that would be used.
 

@@ -70,10 +70,9 @@ def obtain(cfg: DataConfig) -> None:
             f"cannot write to {folder}: {error.strerror}; name another folder with --data-dir"
         ) from None
     try:
-        if _is_missing(cfg):
-            if preparation.word_list(data_dir, cfg):
-                downloads.fetch(WORD_LISTS[cfg.dataset], data_dir / preparation.DOWNLOADS)
-            builders.prepare(cfg.dataset, data_dir)
+        if preparation.word_list(data_dir, cfg):
+            downloads.fetch(WORD_LISTS[cfg.dataset], data_dir / preparation.DOWNLOADS)
+        builders.prepare(cfg.dataset, data_dir)
     finally:
         lock.release()
 
