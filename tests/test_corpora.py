@@ -156,9 +156,38 @@ def test_settings_that_name_no_folder(tmp_path):
     fails("needs --text-dir", dataset="text")
     fails("missing is not a folder", dataset="text", text_dir=str(tmp_path / "missing"))
     fails("file is not a folder", dataset="text", text_dir=str(tmp_path / "file"))
-    fails("only with --dataset text", dataset="stdlib", text_dir=str(tmp_path))
+    fails("only with --dataset text, code or wiki", dataset="stdlib", text_dir=str(tmp_path))
+    fails(r"nothing matches --text-dir .*\*: name", dataset="text", text_dir=f"{tmp_path}/f*.c*")
     inside = str(tmp_path / "deep" / "data")
     fails("lies inside --text-dir", dataset="text", text_dir=str(tmp_path), data_dir=inside)
+    pattern = f"{tmp_path}/d*"
+    (tmp_path / "deep").mkdir()
+    fails("lies inside --text-dir", dataset="text", text_dir=pattern, data_dir=inside)
+
+
+def test_a_pattern_chooses_files_and_folders(tmp_path):
+    names = ["one/a.txt", "one/sub/b.txt", "two/c.txt", "two/d.log", "e.txt", "one/.f.txt"]
+    write(tmp_path / "root", dict.fromkeys(names, b"x"))
+    (tmp_path / "root" / "three").symlink_to(tmp_path / "root" / "one")
+
+    def found(pattern: str) -> list[str]:
+        corpus = text_corpus(tmp_path / "root" / pattern)
+        assert corpus.n_bytes == len(all_files(corpus)) and corpus.root == tmp_path / "root"
+        return all_files(corpus)
+
+    assert found("*/*.txt") == ["one/a.txt", "two/c.txt"]
+    assert found("**/*.txt") == ["e.txt", "one/a.txt", "one/sub/b.txt", "two/c.txt"]
+    assert found("t*") == ["two/c.txt", "two/d.log"]
+    assert found("[eo]*") == ["e.txt", "one/a.txt", "one/sub/b.txt"]
+    everything = text_corpus(tmp_path / "root")
+    some = text_corpus(tmp_path / "root" / "**" / "*.txt")
+    for split in SPLITS:
+        assert set(some.files[split]) <= set(everything.files[split])
+
+
+def test_a_folder_may_have_the_name_of_a_pattern(tmp_path):
+    write(tmp_path, {"[a]/b.txt": b"x", "a/c.txt": b"y"})
+    assert all_files(text_corpus(tmp_path / "[a]")) == ["b.txt"]
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
@@ -188,10 +217,21 @@ def text_of(corpus: Corpus, split: str) -> bytes:
     return b"".join(corpus.documents(split))
 
 
-@pytest.mark.parametrize("pattern", ["{}.txt", "wiki.{}.tokens"])
-def test_wikitext_is_read_from_either_name(tmp_path, pattern):
-    files = {f"wikitext-103/{pattern.format(s)}": t.encode() for s, t in WIKITEXT.items()}
-    corpus = named("wikitext-103", write(tmp_path, files))
+@pytest.mark.parametrize(
+    ("dataset", "pattern"),
+    [
+        ("wikitext-103", "wikitext-103/{}.txt"),
+        ("wikitext-103", "wikitext-103/wiki.{}.tokens"),
+        ("wikitext-2", "wikitext-2/{}.txt"),
+        ("wikitext-2", "wikitext-2/wiki.{}.tokens"),
+        ("ptb", "penn/{}.txt"),
+        ("ptb", "penn/ptb.{}.txt"),
+        ("tiny_shakespeare", "tiny_shakespeare/{}.txt"),
+    ],
+)
+def test_lines_are_read_as_they_are_from_either_name(tmp_path, dataset, pattern):
+    files = {pattern.format(split): text.encode() for split, text in WIKITEXT.items()}
+    corpus = named(dataset, write(tmp_path, files))
     assert {split: text_of(corpus, split).decode() for split in SPLITS} == WIKITEXT
     assert corpus.n_bytes == sum(map(len, files.values()))
 
@@ -241,6 +281,17 @@ def test_text8_is_the_characters_that_the_original_reads(tmp_path, monkeypatch, 
     }
 
 
+@pytest.mark.parametrize("pattern", ["pennchar/{}.txt", "pennchar/ptb.char.{}.txt"])
+@pytest.mark.parametrize("block", [1, 5, 1 << 20])
+def test_characters_of_penn_treebank_are_lines_of_sentences(tmp_path, monkeypatch, block, pattern):
+    monkeypatch.setattr(layouts, "_BLOCK", block)
+    texts = {"train": b"the < u n k > _ 's \n a\n", "valid": b"b _ c \n", "test": b"d \n"}
+    files = {pattern.format(split): text for split, text in texts.items()}
+    corpus = named("ptb-char", write(tmp_path, files), "bytes")
+    expected = {"train": b"the<unk> 's\na\n", "valid": b"b c\n", "test": b"d\n"}
+    assert {split: text_of(corpus, split) for split in SPLITS} == expected
+
+
 def test_lm1b_is_read_shard_by_shard_with_its_list_of_words(tmp_path):
     shards = f"{LAYOUTS['lm1b'].files['train'][0].removesuffix('*')}0000"
     files = {f"{shards}2": b"c\n", f"{shards}1": b"a b\n", "valid.txt": b"d\n", "test.txt": b"d\n"}
@@ -282,8 +333,12 @@ def test_the_words_of_wikitext_are_those_of_its_training_text(tmp_path):
             "wikitext-103: unpack",
         ),
         (
-            *("enwik8", "bytes", {}),
-            "enwik8 lacks train.txt.raw, valid.txt.raw, test.txt.raw of enwik8: getdata.sh",
+            *("enwik8", "bytes", {"enwik8/train.txt.raw": b"a"}),
+            "enwik8 lacks valid.txt.raw, test.txt.raw of enwik8: getdata.sh",
+        ),
+        (
+            *("ptb", "words", {"enwik8/train.txt.raw": b"a"}),
+            "--dataset ptb --data-dir {0} downloads it; or fill the folder {0}/penn: getdata.sh of",
         ),
         ("text8", "words", {}, "text8 has no words to tell apart: train on it with --vocab bytes"),
         (
@@ -297,7 +352,7 @@ def test_a_data_set_that_is_not_there_is_described(tmp_path, dataset, vocab, fil
     write(tmp_path, files)
     with pytest.raises(UserError) as caught:
         named(dataset, tmp_path, vocab)
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert says.format(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_of_text_is_no_data_set(tmp_path):

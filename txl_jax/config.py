@@ -98,14 +98,31 @@ class ModelConfig:
 class DataConfig:
     """Where the text comes from and how it becomes tokens."""
 
-    dataset: Literal["stdlib", "text", "wikitext-103", "enwik8", "text8", "lm1b", "synthetic"] = (
-        "stdlib"
-    )
-    """stdlib: the source files of Python's standard library; text: the files below --text-dir;
+    dataset: Literal[
+        "stdlib",
+        "text",
+        "code",
+        "wiki",
+        "wikitext-103",
+        "wikitext-2",
+        "enwik8",
+        "text8",
+        "ptb",
+        "ptb-char",
+        "lm1b",
+        "tiny_shakespeare",
+        "synthetic",
+    ] = "stdlib"
+    """stdlib: the source files of Python's standard library; text, code, wiki: the files below
+    --text-dir as text, as source code, as what wikiextractor makes of a dump of Wikipedia;
     synthetic: drawn tokens, for --throughput; the others: their own files in a folder below
-    --data-dir, as the original's getdata.sh leaves them."""
+    --data-dir, as the original's getdata.sh leaves them, or else downloaded."""
     text_dir: str = ""
-    """For dataset text: a folder; every UTF-8 text file below it belongs to the corpus."""
+    """For text, code and wiki: a folder, or a quoted pattern such as 'books/*/*.txt'; every UTF-8
+    text file of it belongs to the corpus."""
+    code_files: str = ""
+    """For code: languages and patterns, such as 'python,*.cu'. Empty: all files that git tracks, or
+    all that are not hidden where there is no checkout."""
     vocab: Literal["bytes", "words"] = "bytes"
     """bytes: one token for each byte value that occurs in the corpus, as the original's enwik8;
     words: one for each word between white space, as the original's WikiText-103.

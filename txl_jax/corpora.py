@@ -1,13 +1,24 @@
 """Where text comes from: the corpus that a config names."""
 
-from txl_jax import folders, layouts
+import sys
+from pathlib import Path
+
+from txl_jax import code, downloads, folders, layouts, wiki
+from txl_jax import prepared as preparation
 from txl_jax.config import DataConfig
 from txl_jax.documents import Corpus, unreadable
 from txl_jax.errors import UserError
+from txl_jax.layouts import LAYOUTS
+from txl_jax.sources import WORD_LISTS
+
+_FOLDERS = {"text": folders.text, "code": code.code, "wiki": wiki.wiki}
 
 
 def open_corpus(cfg: DataConfig) -> Corpus:
-    """The corpus that cfg names; its files are listed, not yet read.
+    """The corpus that cfg names; its files are listed, not yet read, and nothing is downloaded.
+
+    A named data set is read from the user's own files in its folder below `cfg.data_dir`, if there
+    are any, else from what `obtain` prepared.
 
     Raises UserError where there is no such folder, no file in it, or it cannot be read.
     """
@@ -17,12 +28,72 @@ def open_corpus(cfg: DataConfig) -> Corpus:
                 "--dataset synthetic has nothing to learn from: add --throughput, or name a real "
                 "data set"
             )
-        if cfg.dataset == "text":
-            return folders.text(cfg)
+        if cfg.code_files and cfg.dataset != "code":
+            raise UserError("--code-files is read only with --dataset code: add it")
+        if cfg.dataset in _FOLDERS:
+            return _FOLDERS[cfg.dataset](cfg)
         if cfg.text_dir:
-            raise UserError("--text-dir is read only with --dataset text: add it")
+            raise UserError("--text-dir is read only with --dataset text, code or wiki: add it")
         if cfg.dataset == "stdlib":
             return folders.stdlib()
-        return layouts.named(cfg)
+        return _named(cfg)
     except OSError as error:
         raise unreadable(error) from None
+
+
+def obtain(cfg: DataConfig) -> None:
+    """Downloads and prepares the data set that cfg names, if it has a name and is nowhere yet.
+
+    Several processes of a host may call it at the same time: one does it, the others wait.
+
+    Raises UserError where that fails, as `builders.prepare` and `downloads.fetch`.
+    """
+    if not _is_missing(cfg):
+        return
+    # These take half a second to import, and only this needs them.
+    from filelock import FileLock, Timeout
+
+    from txl_jax import builders
+
+    data_dir = Path(cfg.data_dir)
+    folder = data_dir / preparation.FOLDER
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            print(f"waiting for the process that fills {folder}", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; name another folder with --data-dir"
+        ) from None
+    try:
+        if preparation.word_list(data_dir, cfg):
+            downloads.fetch(WORD_LISTS[cfg.dataset], data_dir / preparation.DOWNLOADS)
+        builders.prepare(cfg.dataset, data_dir)
+    finally:
+        lock.release()
+
+
+def _named(cfg: DataConfig) -> Corpus:
+    layouts.check_vocab(cfg)
+    if layouts.has_files(cfg):
+        return layouts.named(cfg)
+    found = preparation.prepared(cfg)
+    if found is None:
+        layout = LAYOUTS[cfg.dataset]
+        raise UserError(
+            f"{cfg.dataset} is not in {cfg.data_dir}: python -m txl_jax.data prepare --dataset "
+            f"{cfg.dataset} --data-dir {cfg.data_dir} downloads it; or fill the folder "
+            f"{Path(cfg.data_dir) / layout.folder}: {layout.source}"
+        )
+    return found
+
+
+def _is_missing(cfg: DataConfig) -> bool:
+    if cfg.dataset not in LAYOUTS:
+        return False
+    layouts.check_vocab(cfg)
+    return not layouts.has_files(cfg) and preparation.prepared(cfg) is None

@@ -1,4 +1,4 @@
-"""Corpora that are folders: any folder of text, the source of Python's standard library.
+"""Corpora of files: any folder of text, the source of Python's standard library.
 
 A document is one file. A hash of the file's path alone decides its split and its place in it:
 about 2 % of the files go to valid, 2 % to test; the order is the same on every machine and mixes
@@ -7,12 +7,14 @@ bytes, with a newline added if it does not end in one, and then `END`, so that a
 document ends.
 """
 
+import glob
 import hashlib
 import re
 import sysconfig
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from txl_jax.config import DataConfig
 from txl_jax.documents import END, SPLITS, check_utf8, unreadable
@@ -63,22 +65,29 @@ class Folder:
         """
         empty = True
         for name in self.files[split]:
-            path = self.root / name
             try:
-                text = path.read_bytes()
+                for text in self._documents_of(name):
+                    empty = False
+                    yield text
             except OSError as error:
                 raise unreadable(error) from None
-            if not text or 0 in text:
-                continue
-            check_utf8(text, path)
-            empty = False
-            yield text + END if text.endswith(b"\n") else text + b"\n" + END
         if empty:
             raise UserError(
                 f"{self.root} has no text for the split {split!r} (its files are dealt by a hash "
                 "of their paths, 96 % to train, 2 % to valid, 2 % to test): add files, or cut "
                 "large ones into a few hundred smaller ones (split -n l/500 FILE)"
             )
+
+    def _documents_of(self, name: str) -> Iterator[bytes]:
+        """The documents that a file holds: here itself."""
+        path = self.root / name
+        text = path.read_bytes()
+        if text and 0 not in text:
+            check_utf8(text, path)
+            yield whole_lines(text) + END
+
+
+_F = TypeVar("_F", bound=Folder)
 
 
 def stdlib() -> Folder:
@@ -88,8 +97,8 @@ def stdlib() -> Folder:
     where there is none.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    sources = (path for path in _walk(root, _STDLIB_LEFT_OUT) if path.suffix == ".py")
-    corpus = _corpus(root, (path for path in sources if not _is_generated(path)))
+    sources = (path for path in walk(root, _STDLIB_LEFT_OUT) if path.suffix == ".py")
+    corpus = deal(Folder, root, (path for path in sources if not _is_generated(path)))
     if not corpus.n_bytes:
         raise UserError(
             f"this Python has no source of its standard library in {root}: run a Python that has, "
@@ -101,47 +110,92 @@ def stdlib() -> Folder:
 def text(cfg: DataConfig) -> Folder:
     """Every UTF-8 text file below `cfg.text_dir`.
 
-    Without hidden files and folders; symbolic links are not followed. Raises UserError where there
-    is no such folder, or no text in it.
+    Without hidden files and folders; symbolic links are not followed. Raises UserError as `chosen`,
+    and where there is no text.
     """
-    if not cfg.text_dir:
-        raise UserError("--dataset text needs --text-dir, the folder that holds the text")
-    root = Path(cfg.text_dir)
-    if not root.is_dir():
-        raise UserError(f"--text-dir {root} is not a folder: name one that holds UTF-8 text files")
-    if Path(cfg.data_dir).resolve().is_relative_to(root.resolve()):
-        raise UserError(
-            f"--data-dir {cfg.data_dir} lies inside --text-dir {root}, so that what is prepared "
-            "there would become text: name a --data-dir outside it"
-        )
-    corpus = _corpus(root, _walk(root))
+    root, paths = chosen(cfg)
+    corpus = deal(Folder, root, files_of(paths))
     if not corpus.n_bytes:
-        raise UserError(f"--text-dir {root} has no text files: name a folder that holds UTF-8 text")
+        raise UserError(
+            f"--text-dir {cfg.text_dir} has no text files: name a folder that holds UTF-8 text"
+        )
     return corpus
 
 
-def _corpus(root: Path, paths: Iterable[Path]) -> Folder:
+def chosen(cfg: DataConfig) -> tuple[Path, list[Path]]:
+    """What `cfg.text_dir` names: the folder that all of it lies below, and its folders and files.
+
+    `text_dir` is a folder, or a pattern as in a shell (`**` stands for folders of any depth); what
+    is hidden or a symbolic link does not match. Raises UserError where there is no such folder, or
+    the data folder lies in it.
+    """
+    if not cfg.text_dir:
+        raise UserError(f"--dataset {cfg.dataset} needs --text-dir, the folder that holds the text")
+    root = Path(cfg.text_dir)
+    if root.is_dir():
+        paths = [root]
+    elif not glob.has_magic(cfg.text_dir):
+        raise UserError(f"--text-dir {root} is not a folder: name one that holds UTF-8 text files")
+    else:
+        while glob.has_magic(str(root)):
+            root = root.parent
+        matches = map(Path, glob.glob(cfg.text_dir, recursive=True))
+        paths = [path for path in matches if is_visible(path, root)]
+        if not paths:
+            raise UserError(f"nothing matches --text-dir {cfg.text_dir}: name a folder that exists")
+    data_dir = Path(cfg.data_dir).resolve()
+    if any(data_dir.is_relative_to(path.resolve()) for path in paths):
+        raise UserError(
+            f"--data-dir {cfg.data_dir} lies inside --text-dir {cfg.text_dir}, so that what is "
+            "prepared there would become text: name a --data-dir outside it"
+        )
+    return root, paths
+
+
+def deal(kind: type[_F], root: Path, paths: Iterable[Path]) -> _F:
+    """The corpus of the files `paths` below root, dealt to the splits."""
     sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
     files: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name in sorted(sizes, key=_hash):
         files[{0: "valid", 1: "test"}.get(_hash(name) % 50, "train")].append(name)
-    return Folder(
-        root, {split: tuple(names) for split, names in files.items()}, sum(sizes.values())
-    )
+    return kind(root, {split: tuple(names) for split, names in files.items()}, sum(sizes.values()))
 
 
-def _walk(folder: Path, left_out: Container[str] = ()) -> Iterator[Path]:
+def files_of(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files among paths, and those below the folders among them, as `walk` finds them."""
+    for path in paths:
+        if path.is_dir():
+            yield from walk(path)
+        elif path.is_file():
+            yield path
+
+
+def whole_lines(text: bytes) -> bytes:
+    """`text` with a newline added if it does not end in one."""
+    return text if text.endswith(b"\n") else text + b"\n"
+
+
+def walk(folder: Path, left_out: Container[str] = ()) -> Iterator[Path]:
     """Regular files below folder that are not hidden and not reached through a symbolic link.
 
     Files and folders whose name is in left_out are passed over.
     """
     for path in folder.iterdir():
-        if path.name.startswith(".") or path.name in left_out or path.is_symlink():
+        if not is_visible(path, folder) or path.name in left_out:
             continue
         if path.is_dir():
-            yield from _walk(path, left_out)
+            yield from walk(path, left_out)
         elif path.is_file():
             yield path
+
+
+def is_visible(path: Path, above: Path) -> bool:
+    """Whether no part of a path below the folder `above` is hidden or a symbolic link."""
+    while path != above:
+        if path.name.startswith(".") or path.is_symlink():
+            return False
+        path = path.parent
+    return True
 
 
 def _hash(name: str) -> int:

@@ -1,4 +1,4 @@
-"""The data sets of the original, in the files that its getdata.sh leaves.
+"""The named data sets, and the files that the original's getdata.sh leaves of them.
 
 Their splits are in files of known names. These are read in blocks, so that a file need not fit into
 memory; a document is such a block, and nothing is added to it.
@@ -7,7 +7,7 @@ memory; a document is such a block, and nothing is added to it.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, check_utf8, unreadable
@@ -16,7 +16,7 @@ from txl_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set of the original has its text, and what of it counts."""
+    """Where a data set has its text, and what of it counts."""
 
     folder: str
     """Below data_dir."""
@@ -36,14 +36,21 @@ class Layout:
     """Bytes that stand for spaces."""
 
 
+_SPLIT_FILES = {split: (f"{split}.txt",) for split in SPLITS}
+_WIKITEXT_FILES = {split: (f"{split}.txt", f"wiki.{split}.tokens") for split in SPLITS}
 _GETDATA = "getdata.sh of the original Transformer-XL makes them"
 _NEWS = "1-billion-word-language-modeling-benchmark-r13output/"
 LAYOUTS = {
     "wikitext-103": Layout(
         "wikitext-103",
-        {split: (f"{split}.txt", f"wiki.{split}.tokens") for split in SPLITS},
+        _WIKITEXT_FILES,
         f"unpack wikitext-103-v1.zip there, or take the folder that {_GETDATA}",
         counted=("train",),
+    ),
+    "wikitext-2": Layout(
+        "wikitext-2",
+        _WIKITEXT_FILES,
+        f"unpack wikitext-2-v1.zip there, or take the folder that {_GETDATA}",
     ),
     # The original reads train.txt, where prep_enwik8.py writes each byte as a number but a newline
     # as itself, and drops that as white space: 204 values are left. In train.txt.raw, which the
@@ -58,10 +65,24 @@ LAYOUTS = {
     # In train.txt each character is followed by a space, and a space is written as "_".
     "text8": Layout(
         "text8",
-        {split: (f"{split}.txt",) for split in SPLITS},
+        _SPLIT_FILES,
         f"{_GETDATA} from text8.zip",
         only_bytes=True,
         left_out=b" \n",
+        spaces=b"_",
+    ),
+    "ptb": Layout(
+        "penn",
+        {split: (f"{split}.txt", f"ptb.{split}.txt") for split in SPLITS},
+        f"{_GETDATA} from simple-examples.tgz",
+    ),
+    # A sentence is a line of characters, each followed by a space; a space is written as "_".
+    "ptb-char": Layout(
+        "pennchar",
+        {split: (f"{split}.txt", f"ptb.char.{split}.txt") for split in SPLITS},
+        f"{_GETDATA} from simple-examples.tgz",
+        only_bytes=True,
+        left_out=b" ",
         spaces=b"_",
     ),
     "lm1b": Layout(
@@ -74,15 +95,18 @@ LAYOUTS = {
         _GETDATA,
         word_list="1b_word_vocab.txt",
     ),
+    "tiny_shakespeare": Layout(
+        "tiny_shakespeare", _SPLIT_FILES, "cut the text into these three files"
+    ),
 }
-"""The data sets of the original that are read from its files."""
+"""The data sets that have a name, by it."""
 
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Named:
-    """A data set of the original, in the files that its getdata.sh leaves."""
+    """A named data set, in files that the user has put into its folder."""
 
     root: Path
     """Folder that the files lie in."""
@@ -117,29 +141,25 @@ class Named:
         for path in self.files[split]:
             try:
                 with path.open("rb") as file:
-                    if self.layout.only_bytes:
-                        yield from self._bytes(file)
-                    else:
-                        yield from _lines(file, path)
+                    yield from blocks(self.layout, file, path)
             except OSError as error:
                 raise unreadable(error) from None
 
-    def _bytes(self, file: BinaryIO) -> Iterator[bytes]:
-        spaces = self.layout.spaces
-        table = bytes.maketrans(spaces, b" " * len(spaces))
-        while block := file.read(_BLOCK):
-            yield block.translate(table, delete=self.layout.left_out)
+
+def has_files(cfg: DataConfig) -> bool:
+    """Whether the data set that cfg names has any of its files in its folder."""
+    root, layout = _root(cfg), LAYOUTS[cfg.dataset]
+    return any(
+        next(root.glob(pattern), None) for patterns in layout.files.values() for pattern in patterns
+    )
 
 
 def named(cfg: DataConfig) -> Named:
     """The data set that cfg names, in its folder below `cfg.data_dir`, as `LAYOUTS` says.
 
-    Raises UserError where files are missing, or it has no vocabulary of this kind.
+    Raises UserError where files are missing.
     """
-    layout = LAYOUTS[cfg.dataset]
-    if layout.only_bytes and cfg.vocab != "bytes":
-        raise UserError(f"{cfg.dataset} has no words to tell apart: train on it with --vocab bytes")
-    root = Path(cfg.data_dir) / layout.folder
+    root, layout = _root(cfg), LAYOUTS[cfg.dataset]
     files: dict[str, tuple[Path, ...]] = {}
     for split, patterns in layout.files.items():
         found = (tuple(sorted(root.glob(pattern))) for pattern in patterns)
@@ -155,10 +175,29 @@ def named(cfg: DataConfig) -> Named:
     return Named(root, layout, files, n_bytes, word_list)
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    start = 0
-    while lines := file.readlines(_BLOCK):
-        block = b"".join(lines)
-        check_utf8(block, path, start)
-        start += len(block)
-        yield block if block.endswith(b"\n") else block + b"\n"
+def check_vocab(cfg: DataConfig) -> None:
+    """Raises UserError where the data set that cfg names has no vocabulary of this kind."""
+    if LAYOUTS[cfg.dataset].only_bytes and cfg.vocab != "bytes":
+        raise UserError(f"{cfg.dataset} has no words to tell apart: train on it with --vocab bytes")
+
+
+def blocks(layout: Layout, file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """The text of an open file, as `Named.documents` gives it; errors name `path`.
+
+    Raises UserError where the layout has lines and the file is not UTF-8.
+    """
+    if layout.only_bytes:
+        table = bytes.maketrans(layout.spaces, b" " * len(layout.spaces))
+        while block := file.read(_BLOCK):
+            yield block.translate(table, delete=layout.left_out)
+    else:
+        start = 0
+        while lines := file.readlines(_BLOCK):
+            block = b"".join(lines)
+            check_utf8(block, path, start)
+            start += len(block)
+            yield block if block.endswith(b"\n") else block + b"\n"
+
+
+def _root(cfg: DataConfig) -> Path:
+    return Path(cfg.data_dir) / LAYOUTS[cfg.dataset].folder
