@@ -28,6 +28,10 @@ class Layout:
     """The splits that the vocabulary is made from."""
     word_list: str = ""
     """File of the words of the vocabulary."""
+    lower_case: bool = False
+    """Capitals of its words count as small letters."""
+    line_start: bool = False
+    """The sign that ends a line also stands before the first one of a split."""
     only_bytes: bool = False
     """The text has no lines: blocks end anywhere, and its tokens are bytes."""
     left_out: bytes = b""
@@ -73,6 +77,7 @@ LAYOUTS = {
         },
         _GETDATA,
         word_list="1b_word_vocab.txt",
+        line_start=True,
     ),
 }
 """The data sets of the original that are read from its files."""
@@ -84,6 +89,7 @@ _BLOCK = 1 << 20
 class Named:
     """A data set of the original, in the files that its getdata.sh leaves."""
 
+    of_files = False
     root: Path
     """Folder that the files lie in."""
     layout: Layout
@@ -98,6 +104,16 @@ class Named:
     def counted(self) -> tuple[str, ...]:
         """The splits that the vocabulary is made from."""
         return self.layout.counted
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether capitals of its words count as small letters."""
+        return self.layout.lower_case
+
+    @property
+    def line_start(self) -> bool:
+        """Whether a split begins with the sign that ends a line."""
+        return self.layout.line_start
 
     @property
     def inputs(self) -> dict[str, Path]:
