@@ -15,7 +15,7 @@ _CHARACTER = 4
 """The most bytes that a character has in UTF-8."""
 
 
-def cut(blocks: Iterable[bytes], size: int = SIZE) -> Iterator[bytes]:
+def cut(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
     """The text of `blocks` in pieces of `size` bytes, or more up to the next gap between words.
 
     Where they are cut depends on the text only, not on its blocks.

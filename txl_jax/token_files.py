@@ -141,6 +141,7 @@ class _Source:
         """Of the settings and of a vocabulary that is given."""
         settings: dict[str, Any] = {"format": _FORMAT, "dataset": self.cfg.dataset}
         settings |= {"vocab": self.cfg.vocab, "vocab_size": self.cfg.vocab_size}
+        settings |= {"lower_case": self.corpus.lower_case, "line_start": self.corpus.line_start}
         settings |= {"given": self.given.to_json()} if self.given else {}
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
@@ -197,7 +198,7 @@ class _Reader:
         blank = True
         for document in self._documents(split):
             length = 0
-            for piece in pieces.cut(document):
+            for piece in pieces.cut(document, pieces.SIZE):
                 text.update(piece)
                 self._bar.update(len(piece))
                 self.begins.append(not length)

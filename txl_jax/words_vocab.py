@@ -151,7 +151,7 @@ class _Counting:
         """The words of a text that were in none before, as they first occur."""
         before = len(self.counts)
         self.counts.update(_split(text, _EOS, self.lower_case))
-        return list(islice(self.counts, before, None))
+        return [*islice(reversed(self.counts), len(self.counts) - before)][::-1]
 
 
 def _split(text: bytes, eos: str, lower_case: bool) -> list[str]:
