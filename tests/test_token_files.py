@@ -193,6 +193,21 @@ def test_several_processes_make_the_same_files_as_one(tmp_path, monkeypatch):
     assert several.counts["valid"] == Counts(documents=1, tokens=3, unknown=1)
 
 
+def test_a_process_that_is_killed_is_reported_in_one_line(tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        process = real(*args, **kwargs)
+        process.kill()
+        return process
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", killed)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(token_files, "_FOR_EACH_PROCESS", 10)
+    with pytest.raises(UserError, match="process that turned text into tokens was killed"):
+        token_files.prepare(wikitext(tmp_path))
+    assert folders(DataConfig(data_dir=str(tmp_path))) == [tmp_path / "wikitext-103"]
+
+
 def test_lines_that_stand_between_two_signs(tmp_path):
     root = tmp_path / "one-billion-words"
     root.mkdir()
@@ -374,6 +389,29 @@ def test_a_file_where_the_prepared_folder_should_be(cfg):
     with pytest.raises(UserError, match=r"cannot write token files to .*: Not a directory"):
         token_files.prepare(cfg)
     assert folders(cfg) == [folder]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    """Of the process that prepares and, each by itself, of those that share its work."""
+    program = (
+        "import resource, sys; from txl_jax import token_files; from txl_jax.config import *\n"
+        "token_files.prepare(DataConfig('wikitext-103', vocab='words', data_dir=sys.argv[1]))\n"
+        "for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):\n"
+        "    print(resource.getrusage(who).ru_maxrss)"
+    )
+    peaks = []
+    for n in (40, 160):
+        part = "".join(f" w{i * i % 9973} x{i % 389} <unk> \n" for i in range(60_000))
+        cfg = wikitext(tmp_path / str(n), train=part * n)
+        output = subprocess.check_output(
+            [sys.executable, "-c", program, cfg.data_dir],
+            text=True,
+            cwd=Path(__file__).resolve().parent.parent,
+        )
+        peaks.append([int(kilobytes) / 1024 for kilobytes in output.split()])
+    for small, large in zip(*peaks, strict=True):
+        assert large < small + 60  # while the text grew by 110 MB, and its tokens by 60
 
 
 # --- prepare in processes of its own

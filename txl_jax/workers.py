@@ -4,6 +4,7 @@ They are programs of their own, not copies of this process: JAX may have threads
 would lack, and they import only what their task needs. They end when this process does.
 """
 
+import contextlib
 import os
 import pickle
 import signal
@@ -109,6 +110,11 @@ class _Process:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            # What is still to be written has no reader any more.
+            with contextlib.suppress(OSError):
+                if pipe:
+                    pipe.close()
 
     def _send(self, message: Any) -> None:
         assert self._process.stdin
