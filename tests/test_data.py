@@ -47,7 +47,7 @@ def test_a_corpus_is_prepared_and_what_was_found_is_shown(text, tmp_path):
     n_train = len(files.splits["train"])
     lines = output.splitlines()
     assert re.fullmatch(rf"train +\d+ +{n_train:,} +11\.11%", lines[1])
-    assert lines[4] == "vocabulary (words): 8"
+    assert lines[4] == "vocabulary (words): 7"
     assert lines[5].startswith("commonest in train: <eos> 2")
     assert lines[6] == f"token files: {files.folder}"
 
@@ -56,7 +56,7 @@ def test_a_corpus_is_prepared_and_what_was_found_is_shown(text, tmp_path):
     found = json.loads(output)
     assert found["splits"]["train"]["tokens"] == n_train
     assert found["vocab_size"] == len(files.vocab)
-    assert len(found["commonest"]) == 8
+    assert len(found["commonest"]) == 7
 
 
 @pytest.mark.parametrize(

@@ -408,9 +408,13 @@ def _write_header(file: BinaryIO, dtype: np.dtype, n_tokens: int) -> None:
 
 def _frequencies(path: Path, size: int) -> NDArray[np.int64]:
     """How often each token occurs in a .npy file, [size]."""
-    tokens, found = np.load(path, mmap_mode="r"), np.zeros(size, np.int64)
-    for start in range(0, len(tokens), _AT_ONCE):
-        found += np.bincount(tokens[start : start + _AT_ONCE], minlength=size)
+    found = np.zeros(size, np.int64)
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        _, _, dtype = np.lib.format.read_array_header_1_0(file)
+        # Not memory-mapped: pages that were looked at would count as memory of this process.
+        while len(tokens := np.fromfile(file, dtype, _AT_ONCE)):
+            found += np.bincount(tokens, minlength=size)
     return found
 
 
