@@ -471,10 +471,11 @@ def wait_for_pause(process: subprocess.Popen[str]) -> None:
 def test_of_two_processes_at_once_one_prepares(cfg):
     first = child("pause-before-rename", cfg)
     wait_for_pause(first)
-    second = child("pause-while-writing", cfg)
+    second = child("", cfg)
     assert second.stderr
     assert second.stderr.readline().startswith("waiting for another process that prepares ")
-    outputs = [first.communicate("go\n"), second.communicate()]  # the second never paused
+    assert len(folders(cfg)) == 1  # what the first makes, as yet without its name
+    outputs = [first.communicate("go\n"), second.communicate()]
     assert [first.returncode, second.returncode] == [0, 0]
     files = token_files.prepare(cfg)
     assert outputs == [(f"{files.folder}\n", "")] * 2
