@@ -134,6 +134,8 @@ def test_a_damaged_or_foreign_manifest_is_ignored(cfg, damage):
     manifest = (files.folder / "manifest.json").read_bytes()
     (other / "manifest.json").write_bytes(manifest)
     assert token_files.prepare(cfg).folder == files.folder
+    shutil.copytree(files.folder, other, dirs_exist_ok=True)
+    assert token_files.prepare(cfg).folder == files.folder
     (files.folder / "manifest.json").unlink()
     assert_whole(token_files.prepare(cfg), cfg)
 
