@@ -55,9 +55,9 @@ def test_the_end_of_a_document_is_a_token_of_its_own(voc):
     assert voc.decode(voc.start) == b"\f" and len(voc.start) == 1
     # A vocabulary that has a newline and a form feed in one token.
     voc = BpeVocab((*voc.tokens, "ĊČ"), (*voc.merges, ("Ċ", "Č")))
-    ids = voc.encode(b"the\n\fthe\f\f").tolist()
+    ids = voc.encode(b"the\f\fthe\n\f").tolist()
     assert ids.count(voc.start[0]) == 3
-    assert ids[-2:] == [voc.start[0]] * 2
+    assert ids[-1] == voc.start[0]
 
 
 def test_a_model_of_others_sees_its_own_sign_for_the_end():
