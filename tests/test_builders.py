@@ -16,7 +16,7 @@ from tensorflow_datasets.datasets.lm1b import lm1b_dataset_builder as lm1b
 from tensorflow_datasets.datasets.tiny_shakespeare import tiny_shakespeare_dataset_builder
 
 from tests.archives import PAGE, Archives, serving, tarred, write, zipped
-from txl_jax import corpora, layouts, prepared, sources
+from txl_jax import corpora, layouts, prepared, sources, token_files
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, Corpus
 from txl_jax.errors import UserError
@@ -135,6 +135,24 @@ def test_builder_and_manual_folder_give_the_same_text(
     ]
     if not LAYOUTS[dataset].only_bytes:
         assert all(text.endswith(b"\n") for text in built.documents("train"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "serve"),
+    [
+        *[("wikitext-103", wikitext), ("enwik8", enwik8), ("text8", text8)],
+        *[("ptb", ptb), ("ptb-char", ptb)],
+    ],
+)
+def test_token_files_are_the_same_either_way(archives, tmp_path, dataset, serve):
+    files = serve(archives, dataset)
+    built = token_files.prepare(config(dataset, tmp_path / "built"))
+    write(tmp_path / "manual" / LAYOUTS[dataset].folder, files)
+    manual = token_files.prepare(config(dataset, tmp_path / "manual"))
+    assert archives.asked.total() == 1
+    assert built.fingerprint == manual.fingerprint and built.folder.name == manual.folder.name
+    for split in SPLITS:
+        assert built.splits[split].tolist() == manual.splits[split].tolist()
 
 
 def test_characters_of_penn_treebank_are_sentences_with_spaces_between_words(archives, tmp_path):

@@ -304,12 +304,12 @@ def test_lm1b_is_read_shard_by_shard_with_its_list_of_words(tmp_path):
 
     cfg = DataConfig(dataset="lm1b", vocab="words", data_dir=str(tmp_path))
     tokens = token_files.prepare(cfg)
-    assert tokens.splits["train"].tolist() == [3, 2, 0, 1, 0]
-    assert tokens.splits["test"].tolist() == [1, 0]
+    assert tokens.splits["train"].tolist() == [0, 3, 2, 0, 1, 0]
+    assert tokens.splits["test"].tolist() == [0, 1, 0]
     write(root, {"1b_word_vocab.txt": b"<S>\n<UNK>\na\nb\n"})
     other = token_files.prepare(cfg)
     assert other.fingerprint != tokens.fingerprint
-    assert other.splits["train"].tolist() == [2, 3, 0, 1, 0]
+    assert other.splits["train"].tolist() == [0, 2, 3, 0, 1, 0]
 
 
 def test_the_words_of_wikitext_are_those_of_its_training_text(tmp_path):

@@ -1,20 +1,26 @@
+import dataclasses
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from txl_jax import corpora, token_files, vocab
+from txl_jax import corpora, layouts, pieces, token_files, vocab
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
 from txl_jax.folders import Folder
-from txl_jax.token_files import TokenFiles
+from txl_jax.layouts import Named
+from txl_jax.token_files import Counts, TokenFiles
+from txl_jax.words_vocab import WordsVocab
 
 N_FILES = 200
 
@@ -42,7 +48,8 @@ def assert_whole(files: TokenFiles, cfg: DataConfig) -> None:
 
 
 def folders(cfg: DataConfig) -> list[Path]:
-    return sorted(Path(cfg.data_dir).iterdir())
+    """What is in the data folder; locks stay there."""
+    return sorted(path for path in Path(cfg.data_dir).iterdir() if path.suffix != ".lock")
 
 
 # --- prepare
@@ -54,7 +61,8 @@ def test_tokens_are_the_text_of_each_split(cfg):
     assert folders(cfg) == [files.folder]
     assert files.folder.name == f"text-bytes-{files.fingerprint[:12]}"
     assert sorted(path.name for path in files.folder.iterdir()) == [
-        *("manifest.json", "test.npy", "train.npy", "valid.npy", "vocab.json")
+        *("manifest.json", "test.documents.npy", "test.npy", "train.documents.npy", "train.npy"),
+        *("valid.documents.npy", "valid.npy", "vocab.json"),
     ]
     everything = b"".join(expected_text(cfg, split) for split in SPLITS)
     assert files.vocab.decode(range(len(files.vocab))) == bytes(sorted(set(everything)))
@@ -76,22 +84,209 @@ def test_the_manifest_counts_documents_and_tokens(cfg):
     assert manifest["vocab_size"] == len(files.vocab)
 
 
-def test_a_survey_knows_the_tokens_and_writes_nothing(cfg):
-    found = token_files.survey(cfg)
-    assert not Path(cfg.data_dir).parent.exists()
+def test_documents_begin_where_their_files_do(cfg):
+    files, corpus = token_files.prepare(cfg), corpora.open_corpus(cfg)
+    for split in SPLITS:
+        ends = np.cumsum([len(text) for text in corpus.documents(split)])
+        assert files.documents[split].dtype == np.int64
+        assert files.documents[split].tolist() == [0, *ends.tolist()]
+
+
+def test_what_was_found_is_counted(cfg):
     files = token_files.prepare(cfg)
-    assert found.n_tokens == {split: len(files.splits[split]) for split in SPLITS}
-    assert (found.vocab, found.fingerprint) == (files.vocab, files.fingerprint)
-    assert token_files.survey(cfg).token_files().folder == files.folder
+    text = expected_text(cfg, "train")
+    common = sorted(set(text), key=lambda value: (-text.count(value), value))
+    expected = [(repr(bytes([value])), text.count(value)) for value in common[:20]]
+    assert sorted(files.commonest) == sorted(expected)
+    assert [files.counts[split].tokens for split in SPLITS] == [
+        len(files.splits[split]) for split in SPLITS
+    ]
 
 
-def test_prepared_files_are_used_again(cfg, monkeypatch):
+def test_prepared_files_are_used_again_and_the_text_is_not_read(cfg, monkeypatch):
     first = token_files.prepare(cfg)
-    monkeypatch.delattr(vocab.BytesVocab, "encode")  # so that nothing can be made again
+    monkeypatch.delattr(Folder, "documents")
     second = token_files.prepare(cfg)
-    assert second.folder == first.folder
+    assert (second.folder, second.fingerprint) == (first.folder, first.fingerprint)
+    assert (second.counts, second.commonest) == (first.counts, first.commonest)
     for split in SPLITS:
         np.testing.assert_array_equal(second.splits[split], first.splits[split])
+        np.testing.assert_array_equal(second.documents[split], first.documents[split])
+
+
+def test_files_that_were_touched_are_read_once_more(cfg, monkeypatch):
+    first = token_files.prepare(cfg)
+    os.utime(Path(cfg.text_dir, "3.txt"))
+    with monkeypatch.context() as patch:
+        patch.delattr(vocab.BytesVocab, "encode")  # so that nothing can be made again
+        assert token_files.prepare(cfg).folder == first.folder
+        patch.delattr(Folder, "documents")
+        assert token_files.prepare(cfg).folder == first.folder
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"signature": 1', "\xff"])
+def test_a_damaged_or_foreign_manifest_is_ignored(cfg, damage):
+    other = Path(cfg.data_dir) / "text-bytes-0123456789ab"
+    other.mkdir(parents=True)
+    (other / "manifest.json").write_text(damage, "latin1")
+    files = token_files.prepare(cfg)
+    assert_whole(files, cfg)
+    manifest = (files.folder / "manifest.json").read_bytes()
+    (other / "manifest.json").write_bytes(manifest)
+    assert token_files.prepare(cfg).folder == files.folder
+    shutil.copytree(files.folder, other, dirs_exist_ok=True)
+    assert token_files.prepare(cfg).folder == files.folder
+    (files.folder / "manifest.json").unlink()
+    assert_whole(token_files.prepare(cfg), cfg)
+
+
+def wikitext(folder: Path, **splits: str) -> DataConfig:
+    """A folder with files of WikiText-103, and the config that names it."""
+    root = folder / "wikitext-103"
+    root.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        (root / f"{split}.txt").write_text(splits.get(split, " a b <unk> \n"))
+    return DataConfig(dataset="wikitext-103", vocab="words", data_dir=str(folder))
+
+
+def test_how_a_text_is_cut_into_blocks_changes_nothing(tmp_path, monkeypatch):
+    text = "".join(f" = {i} = \n \n Größe , {i % 7} @-@ <unk> \r\n" for i in range(3000))
+    cfg = wikitext(tmp_path, train=text)
+    whole = token_files.prepare(cfg)
+    for block, size in ((1 << 20, 64), (100, 64), (100, 1 << 20), (4000, 1000)):
+        monkeypatch.setattr(layouts, "_BLOCK", block)
+        monkeypatch.setattr(pieces, "SIZE", size)
+        shutil.rmtree(whole.folder)
+        again = token_files.prepare(cfg)
+        assert again.folder == whole.folder
+        np.testing.assert_array_equal(again.splits["train"], whole.splits["train"])
+        assert again.documents["train"].tolist() == [0, len(whole.splits["train"])]
+
+
+def test_text_that_moves_from_one_split_to_the_next_is_another_corpus(tmp_path):
+    first = token_files.prepare(wikitext(tmp_path, train=" a <unk> \n c \n", valid=" a \n"))
+    other = token_files.prepare(wikitext(tmp_path, train=" a <unk> \n", valid=" c \n a \n"))
+    assert first.fingerprint != other.fingerprint
+
+
+def test_several_processes_make_the_same_files_as_one(tmp_path, monkeypatch):
+    lines = [f" w{i * i % 977} x{i % 389} y{i} <unk> \n" for i in range(20_000)]
+    cfg = wikitext(tmp_path, train="".join(lines), valid=" y7 nowhere \n")
+    one = token_files.prepare(cfg)
+    contents = {path.name: path.read_bytes() for path in one.folder.glob("*.npy")}
+    shutil.rmtree(one.folder)
+    started = []
+
+    def popen(*args, **kwargs):
+        started.append(real(*args, **kwargs))
+        return started[-1]
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(token_files, "_FOR_EACH_PROCESS", 1000)
+    monkeypatch.setattr(pieces, "SIZE", 1000)
+    several = token_files.prepare(cfg)
+    assert len(started) == 3 * 4  # for the vocabulary, and for each split
+    assert all(process.poll() is not None for process in started)
+    assert several.folder == one.folder and several.vocab == one.vocab
+    assert {path.name: path.read_bytes() for path in several.folder.glob("*.npy")} == contents
+    assert several.counts == one.counts
+    assert several.counts["valid"] == Counts(documents=1, tokens=3, unknown=1)
+
+
+def test_a_process_that_is_killed_is_reported_in_one_line(tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        process = real(*args, **kwargs)
+        process.kill()
+        return process
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", killed)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(token_files, "_FOR_EACH_PROCESS", 10)
+    with pytest.raises(UserError, match="process that turned text into tokens was killed"):
+        token_files.prepare(wikitext(tmp_path))
+    assert folders(DataConfig(data_dir=str(tmp_path))) == [tmp_path / "wikitext-103"]
+
+
+def test_lines_that_stand_between_two_signs(tmp_path):
+    root = tmp_path / "one-billion-words"
+    root.mkdir()
+    (root / "1b_word_vocab.txt").write_text("<S>\n<UNK>\nthe\nday\n")
+    for split in SPLITS:
+        (root / f"{split}.txt").write_text("the day\nDay the\n")
+    files = token_files.prepare(DataConfig(dataset="lm1b", vocab="words", data_dir=str(tmp_path)))
+    # As Vocab.tokenize of the original: ['<S>'] + words + ['<S>'], one sign for two that meet.
+    assert files.splits["train"].tolist() == [0, 2, 3, 0, 1, 2, 0]
+    assert files.documents["train"].tolist() == [0, 7]
+    assert files.counts["train"].unknown == 1
+
+
+def test_capitals_are_small_letters_where_the_corpus_says_so(tmp_path, monkeypatch):
+    cfg = wikitext(tmp_path, train=" The the N <unk> \n")
+    kept = token_files.prepare(cfg)
+    monkeypatch.setattr(Named, "lower_case", True)
+    small = token_files.prepare(cfg)
+    assert isinstance(kept.vocab, WordsVocab) and isinstance(small.vocab, WordsVocab)
+    assert kept.vocab.words == ("<eos>", "The", "the", "N", "<unk>")
+    assert small.vocab.words == ("<eos>", "the", "n", "<unk>")
+    assert small.splits["train"].tolist() == [1, 1, 2, 3, 0]
+    assert small.fingerprint != kept.fingerprint
+    assert vocab.load(small.folder / "vocab.json") == small.vocab
+
+
+# --- Bad input
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_empty_lines_only(tmp_path, split):
+    cfg = wikitext(tmp_path, **{split: "\n \n\t\r\n"})
+    with pytest.raises(UserError, match=f"nothing but empty lines for the split '{split}': add"):
+        token_files.prepare(cfg)
+    assert folders(cfg) == [tmp_path / "wikitext-103"]
+
+
+def test_a_missing_split(tmp_path):
+    cfg = wikitext(tmp_path)
+    (tmp_path / "wikitext-103" / "valid.txt").unlink()
+    with pytest.raises(UserError, match=r"lacks valid\.txt or wiki\.valid\.tokens of wikitext-103"):
+        token_files.prepare(cfg)
+
+
+def test_a_vocabulary_of_another_corpus(tmp_path):
+    cfg = wikitext(tmp_path)
+    path = tmp_path / "vocab.json"
+    vocab.build("words", [b"x y <unk>\n"]).save(path)
+    given = dataclasses.replace(cfg, vocab_file=str(path))
+    with pytest.raises(UserError, match=r"vocab\.json is the vocabulary of another corpus: of the"):
+        token_files.prepare(given)
+    vocab.build("words", [b"a b c\n"]).save(path)
+    with pytest.raises(UserError, match=r"'<unk>' is not among the vocabulary's 4 words"):
+        token_files.prepare(given)
+    with pytest.raises(UserError, match=r"is a vocabulary of words: add --vocab words"):
+        token_files.prepare(dataclasses.replace(given, vocab="bytes"))
+    with pytest.raises(UserError, match="--vocab-size is for an encoding that is made here"):
+        token_files.prepare(dataclasses.replace(cfg, vocab_size=300))
+    with pytest.raises(UserError, match="--vocab-size is 0, and byte-pair encoding needs 256"):
+        token_files.prepare(dataclasses.replace(cfg, vocab="bpe"))
+    assert folders(cfg) == [path, tmp_path / "wikitext-103"]
+
+
+def test_bpe_is_prepared_as_others_are(cfg):
+    cfg = dataclasses.replace(cfg, vocab="bpe", vocab_size=300)
+    files = token_files.prepare(cfg)
+    assert len(files.vocab) == 300 and files.splits["train"].dtype == np.uint16
+    assert_whole(files, cfg)
+    lengths = files.documents["train"]
+    for start, end in itertools.pairwise(lengths):
+        assert files.vocab.decode(files.splits["train"][start:end]).endswith(b"\n\f")
+    given = dataclasses.replace(cfg, vocab_size=0, vocab_file=str(files.folder / "vocab.json"))
+    again = token_files.prepare(given)
+    np.testing.assert_array_equal(again.splits["train"], files.splits["train"])
+
+
+# --- Changes
 
 
 def test_a_changed_corpus_never_uses_the_old_files(cfg):
@@ -163,8 +358,8 @@ def test_an_empty_folder_of_this_name_is_filled(cfg):
 
 
 def test_a_corpus_that_changes_meanwhile_is_an_error(cfg, monkeypatch):
-    def build(*args: object) -> vocab.Vocab:
-        built = vocab.BytesVocab.build(args[1])  # type: ignore[arg-type]
+    def build(*args: Any) -> vocab.Vocab:
+        built = vocab.BytesVocab.build(args[1])
         Path(cfg.text_dir, "0.txt").write_text("Date")
         return built
 
@@ -178,7 +373,7 @@ def test_nothing_is_written_for_a_corpus_that_cannot_be_used(cfg):
     Path(cfg.text_dir, "7.txt").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"7\.txt is not UTF-8"):
         token_files.prepare(cfg)
-    assert not Path(cfg.data_dir).exists()
+    assert folders(cfg) == []
 
 
 def test_a_data_folder_that_cannot_be_written(cfg):
@@ -198,10 +393,30 @@ def test_a_file_where_the_prepared_folder_should_be(cfg):
     assert folders(cfg) == [folder]
 
 
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    program = (
+        "import re, sys; from txl_jax import token_files; from txl_jax.config import DataConfig\n"
+        "token_files.prepare(DataConfig('wikitext-103', vocab='words', data_dir=sys.argv[1]))\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    part = "".join(f" w{i * i % 9973} x{i % 389} <unk> \n" for i in range(60_000))
+    peaks = []
+    for n in (40, 160):
+        cfg = wikitext(tmp_path / str(n), train=part * n)
+        output = subprocess.check_output(
+            [sys.executable, "-W", "ignore", "-c", program, cfg.data_dir],
+            text=True,
+            cwd=Path(__file__).resolve().parent.parent,
+        )
+        peaks.append(int(output) / 1024)
+    assert peaks[1] < peaks[0] + 60  # while the text grew by 110 MB
+
+
 # --- prepare in processes of its own
 
 CHILD = """
-import os, resource, signal, sys
+import contextlib, os, resource, signal, sys
 from txl_jax import token_files
 from txl_jax.config import DataConfig
 from txl_jax.errors import run_command
@@ -219,7 +434,11 @@ def pausing(function, call):
         return function(*args)
     return pause
 
-match sys.argv[1]:
+how = sys.argv[1].removeprefix("unlocked-")
+if how != sys.argv[1]:
+    token_files._alone = lambda path, data_dir: contextlib.nullcontext(data_dir.mkdir(
+        parents=True, exist_ok=True))
+match how:
     case "pause-while-writing":  # train.npy has its tokens, but not yet their number
         token_files._write_header = pausing(token_files._write_header, 2)
     case "pause-before-rename":
@@ -251,16 +470,38 @@ def wait_for_pause(process: subprocess.Popen[str]) -> None:
     assert process.stdout and process.stdout.readline() == "paused\n"
 
 
-def test_two_processes_prepare_at_the_same_time(cfg):
-    processes = [child("pause-before-rename", cfg) for _ in range(2)]
+def test_of_two_processes_at_once_one_prepares(cfg):
+    first = child("pause-before-rename", cfg)
+    wait_for_pause(first)
+    second = child("", cfg)
+    assert second.stderr
+    assert second.stderr.readline().startswith("waiting for another process that prepares ")
+    assert len(folders(cfg)) == 1  # what the first makes, as yet without its name
+    outputs = [first.communicate("go\n"), second.communicate()]
+    assert [first.returncode, second.returncode] == [0, 0]
+    files = token_files.prepare(cfg)
+    assert outputs == [(f"{files.folder}\n", "")] * 2
+    assert folders(cfg) == [files.folder]
+
+
+def test_who_waits_goes_on_when_the_first_is_killed(cfg):
+    first = child("pause-before-rename", cfg)
+    wait_for_pause(first)
+    second = child("", cfg)
+    assert second.stderr and second.stderr.readline().startswith("waiting for ")
+    first.kill()
+    first.communicate()
+    output, _ = second.communicate()
+    assert second.returncode == 0
+    assert output == f"{token_files.prepare(cfg).folder}\n"
+
+
+def test_two_processes_prepare_at_the_same_time_where_there_are_no_locks(cfg):
+    processes = [child("unlocked-pause-before-rename", cfg) for _ in range(2)]
     for process in processes:
         wait_for_pause(process)
     assert len(folders(cfg)) == 2  # both have built, neither has given its folder the name
-    for process in processes:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate() for process in processes]
+    outputs = [process.communicate("go\n") for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     files = token_files.prepare(cfg)
     assert outputs == [(f"{files.folder}\n", "")] * 2
@@ -269,7 +510,7 @@ def test_two_processes_prepare_at_the_same_time(cfg):
 
 
 def test_the_second_process_keeps_the_files_of_the_first(cfg):
-    process = child("pause-before-rename", cfg)
+    process = child("unlocked-pause-before-rename", cfg)
     wait_for_pause(process)
     files = token_files.prepare(cfg)
     before = (files.folder / "train.npy").stat().st_ino

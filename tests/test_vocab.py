@@ -109,14 +109,14 @@ def test_a_missing_vocabulary_is_named(tmp_path):
         vocab.load(tmp_path / "none.json")
 
 
-def original(documents: list[str]) -> tuple[list[str], list[list[str]]]:
+def original(documents: list[str], lower_case: bool = False) -> tuple[list[str], list[list[str]]]:
     """The words by id, and the words of each document, as the original makes them: line by line."""
     counts: dict[str, int] = {}
     read = []
     for document in documents:
         words = []
         for line in document.replace("\r\n", "\n").replace("\r", "\n").split("\n")[:-1]:
-            for word in line.split():
+            for word in (line.lower() if lower_case else line).split():
                 words.append(word)
                 counts[word] = counts.get(word, 0) + 1
             words.append("<eos>")
@@ -126,13 +126,13 @@ def original(documents: list[str]) -> tuple[list[str], list[list[str]]]:
     return ["<eos>", *(word for word in by_frequency if word != "<eos>")], read
 
 
-lines = st.text("abé \n\r\t\f\x1c\u3000", max_size=40).map(lambda text: text + "\n")
+lines = st.text("abAÉé \n\r\t\f\x1c\u3000", max_size=40).map(lambda text: text + "\n")
 
 
-@given(st.lists(lines, min_size=1, max_size=5))
-def test_words_are_read_and_numbered_as_the_original_does(documents):
-    words, read = original(documents)
-    voc = vocab.build("words", [text.encode() for text in documents])
+@given(st.lists(lines, min_size=1, max_size=5), st.booleans())
+def test_words_are_read_and_numbered_as_the_original_does(documents, lower_case):
+    words, read = original(documents, lower_case)
+    voc = vocab.build("words", [text.encode() for text in documents], lower_case)
     assert isinstance(voc, WordsVocab) and list(voc.words) == words
     for text, expected in zip(documents, read, strict=True):
         ids = voc.encode(text.encode())

@@ -1,7 +1,7 @@
 """Vocabulary of bytes."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -25,17 +25,12 @@ class BytesVocab:
     """The byte values; a value's place is its id. `build` puts them in ascending order."""
 
     @classmethod
-    def build(cls, documents: Iterable[bytes]) -> Self:
-        """The vocabulary of all bytes in documents."""
+    def build(cls, texts: Iterable[bytes]) -> Self:
+        """The vocabulary of all bytes in texts."""
         values = b""
-        for text in documents:
+        for text in texts:
             values = bytes(sorted({*values, *text.translate(None, delete=values)}))
         return cls(values)
-
-    @staticmethod
-    def count(text: bytes) -> int:
-        """Number of tokens that a text becomes."""
-        return len(text)
 
     @classmethod
     def from_json(cls, saved: dict) -> Self:
@@ -51,6 +46,10 @@ class BytesVocab:
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         return np.dtype(np.uint8)
+
+    @property
+    def unknown(self) -> int | None:
+        return None
 
     @property
     def start(self) -> NDArray[np.unsignedinteger]:
@@ -70,9 +69,20 @@ class BytesVocab:
         to_ids = bytes.maketrans(self.values, bytes(range(len(self))))
         return np.frombuffer(text.translate(to_ids), np.uint8)
 
+    def encode_each(
+        self, texts: Iterable[bytes], processes: int
+    ) -> Iterator[NDArray[np.unsignedinteger]]:
+        # Translating takes less time than it would to hand the text to other processes.
+        return map(self.encode, texts)
+
     def decode(self, ids: ArrayLike) -> bytes:
         return np.frombuffer(self.values, np.uint8)[np.asarray(ids, np.intp)].tobytes()
 
+    def shown(self, token: int) -> str:
+        return repr(self.values[token : token + 1])
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": self.kind, "values": list(self.values)})
+
     def save(self, path: Path) -> None:
-        content = {"kind": self.kind, "values": list(self.values)}
-        storage.write_text(path, json.dumps(content) + "\n")
+        storage.write_text(path, self.to_json() + "\n")

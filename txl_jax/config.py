@@ -123,12 +123,17 @@ class DataConfig:
     code_files: str = ""
     """For code: languages and patterns, such as 'python,*.cu'. Empty: all files that git tracks, or
     all that are not hidden where there is no checkout."""
-    vocab: Literal["bytes", "words"] = "bytes"
+    vocab: Literal["bytes", "words", "bpe"] = "bytes"
     """bytes: one token for each byte value that occurs in the corpus, as the original's enwik8;
-    words: one for each word between white space, as the original's WikiText-103.
+    words: one for each word between white space, as the original's WikiText-103; bpe: byte-pair
+    encoding, as GPT-2's, with --vocab-size or --vocab-file.
     """
+    vocab_size: int = 0
+    """For --vocab bpe: tokens of the encoding that is made from the corpus; 0: it is in
+    --vocab-file."""
     vocab_file: str = ""
-    """vocab.json of a run, whose vocabulary is used instead of the corpus' own; empty: its own."""
+    """vocab.json of a run, whose vocabulary is used instead of the corpus' own; for bpe also the
+    folder of one like GPT-2's (vocab.json and merges.txt, or tokenizer.json). Empty: its own."""
     data_dir: str = "data"
     """Folder of the prepared token files, and of the named data sets."""
 

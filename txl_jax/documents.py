@@ -35,6 +35,25 @@ class Corpus(Protocol):
         ...
 
     @property
+    def lower_case(self) -> bool:
+        """Whether capitals of its words count as small letters."""
+        ...
+
+    @property
+    def line_start(self) -> bool:
+        """Whether a split of words begins with the sign that ends its lines, so that every line
+        stands between two.
+        """
+        ...
+
+    @property
+    def of_files(self) -> bool:
+        """Whether `documents` gives files, each a document; otherwise it gives the blocks of one
+        document, and where they end means nothing.
+        """
+        ...
+
+    @property
     def inputs(self) -> dict[str, Path]:
         """Every file that it is made from, by its path below the folder that holds the corpus:
         `text_dir` of the config for a folder of text, `data_dir` for a named data set.

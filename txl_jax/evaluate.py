@@ -112,10 +112,11 @@ def bits_per_character(score: Score, vocab: Vocab, tokens: NDArray[np.integer]) 
     """Bits for each character of what was predicted; for each byte where tokens are bytes."""
     if vocab.measure is BITS_PER_BYTE:
         return score.bits
-    characters = sum(
-        len(vocab.decode(tokens[start : start + 1_000_000]).decode())
-        for start in range(1, len(tokens), 1_000_000)
-    )
+    characters = 0
+    for start in range(1, len(tokens), 1_000_000):
+        # A part may begin inside a character, so those bytes are counted that begin one.
+        text = np.frombuffer(vocab.decode(tokens[start : start + 1_000_000]), np.uint8)
+        characters += np.count_nonzero(text & 0xC0 != 0x80)
     return score.bits * score.tokens / characters
 
 

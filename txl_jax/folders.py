@@ -43,6 +43,9 @@ class Folder:
 
     counted = SPLITS
     word_list = None
+    lower_case = False
+    line_start = False
+    of_files = True
     root: Path
     """Folder that the files lie below."""
     files: dict[str, tuple[str, ...]]

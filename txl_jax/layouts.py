@@ -28,6 +28,10 @@ class Layout:
     """The splits that the vocabulary is made from."""
     word_list: str = ""
     """File of the words of the vocabulary."""
+    lower_case: bool = False
+    """Capitals of its words count as small letters."""
+    line_start: bool = False
+    """The sign that ends a line also stands before the first one of a split."""
     only_bytes: bool = False
     """The text has no lines: blocks end anywhere, and its tokens are bytes."""
     left_out: bytes = b""
@@ -75,6 +79,7 @@ LAYOUTS = {
         "penn",
         {split: (f"{split}.txt", f"ptb.{split}.txt") for split in SPLITS},
         f"{_GETDATA} from simple-examples.tgz",
+        lower_case=True,
     ),
     # A sentence is a line of characters, each followed by a space; a space is written as "_".
     "ptb-char": Layout(
@@ -94,6 +99,7 @@ LAYOUTS = {
         },
         _GETDATA,
         word_list="1b_word_vocab.txt",
+        line_start=True,
     ),
     "tiny_shakespeare": Layout(
         "tiny_shakespeare", _SPLIT_FILES, "cut the text into these three files"
@@ -108,6 +114,7 @@ _BLOCK = 1 << 20
 class Named:
     """A named data set, in files that the user has put into its folder."""
 
+    of_files = False
     root: Path
     """Folder that the files lie in."""
     layout: Layout
@@ -122,6 +129,16 @@ class Named:
     def counted(self) -> tuple[str, ...]:
         """The splits that the vocabulary is made from."""
         return self.layout.counted
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether capitals of its words count as small letters."""
+        return self.layout.lower_case
+
+    @property
+    def line_start(self) -> bool:
+        """Whether a split begins with the sign that ends a line."""
+        return self.layout.line_start
 
     @property
     def inputs(self) -> dict[str, Path]:

@@ -44,3 +44,6 @@ class Measure:
 
 BITS_PER_BYTE = Measure("bits per byte", "bpb", "bpc", "bytes", 4, _bits)
 PERPLEXITY = Measure("perplexity", "ppl", "ppl", "words", 3, _perplexity)
+TOKEN_PERPLEXITY = Measure("perplexity", "ppl", "ppl", "tokens", 3, _perplexity)
+"""Of tokens that are neither words nor bytes. How many bits a byte has cannot be told from their
+loss, and vocabularies of another size are not to be compared by it."""

@@ -25,6 +25,7 @@ N_BYTES = "n_bytes"
 class Prepared:
     """A named data set that was downloaded and prepared."""
 
+    of_files = False
     root: Path
     """Folder of its files, as tensorflow-datasets lays them out."""
     data_dir: Path
@@ -39,6 +40,16 @@ class Prepared:
     def counted(self) -> tuple[str, ...]:
         """The splits that the vocabulary is made from."""
         return self.layout.counted
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether capitals of its words count as small letters."""
+        return self.layout.lower_case
+
+    @property
+    def line_start(self) -> bool:
+        """Whether a split begins with the sign that ends a line."""
+        return self.layout.line_start
 
     @property
     def inputs(self) -> dict[str, Path]:

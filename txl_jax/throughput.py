@@ -55,10 +55,10 @@ def open_streams(cfg: Config) -> tuple[Config, Streams]:
     if cfg.data.dataset == "synthetic":
         drawn = zipf(cfg.model.n_token, batch * (SEGMENTS * tgt_len + 1))
         return cfg, Streams.trimmed(drawn, batch, tgt_len)
-    corpus = token_files.survey(cfg.data)
-    cfg = preflight.with_vocabulary(cfg, corpus.vocab)
-    check_length(corpus.n_tokens["train"], batch, tgt_len)
-    return cfg, Streams.trimmed(corpus.token_files().splits["train"], batch, tgt_len)
+    tokens = token_files.prepare(cfg.data)
+    cfg = preflight.with_vocabulary(cfg, tokens.vocab)
+    check_length(len(tokens.splits["train"]), batch, tgt_len)
+    return cfg, Streams.trimmed(tokens.splits["train"], batch, tgt_len)
 
 
 def zipf(n_token: int, size: int) -> NDArray[np.int32]:

@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from txl_jax import storage
 from txl_jax.errors import UserError
 from txl_jax.measure import PERPLEXITY, Measure
+from txl_jax.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,21 @@ class WordsVocab:
     """The words by id."""
     eos: str
     """One of them, which ends a line."""
+    lower_case: bool = False
+    """Capitals are read as small letters."""
 
     @classmethod
-    def build(cls, documents: Iterable[bytes]) -> Self:
-        """The vocabulary of all words in documents; words as frequent as each other stand in the
+    def build(cls, texts: Iterable[bytes], lower_case: bool = False, processes: int = 1) -> Self:
+        """The vocabulary of all words in texts; words as frequent as each other stand in the
         order in which they first occur, and `<eos>` before all.
         """
-        counts: Counter[str] = Counter()
-        for text in documents:
-            counts.update(_split(text, _EOS))
+        with Workers(_Counting(lower_case), processes) as workers:
+            in_order = chain.from_iterable(workers.map(texts))
+            counts: Counter[str] = Counter(dict.fromkeys(in_order, 0))
+            for counting in workers.tasks():
+                counts.update(counting.counts)
         del counts[_EOS]
-        return cls((_EOS, *(word for word, _ in counts.most_common())), _EOS)
-
-    @staticmethod
-    def count(text: bytes) -> int:
-        """Number of tokens that a text becomes."""
-        return len(_split(text, _EOS))
+        return cls((_EOS, *(word for word, _ in counts.most_common())), _EOS, lower_case)
 
     @classmethod
     def listed(cls, path: Path) -> Self:
@@ -69,12 +69,12 @@ class WordsVocab:
     @classmethod
     def from_json(cls, saved: dict) -> Self:
         """The vocabulary that `save` wrote; ValueError, KeyError or TypeError for anything else."""
-        words, eos = tuple(saved["words"]), saved["eos"]
+        words, eos, lower_case = tuple(saved["words"]), saved["eos"], saved.get("lower_case", False)
         if any(str.split(word) != [word] for word in words) or len(set(words)) != len(words):
             raise ValueError("not words, or one of them twice")
         if eos not in words:
             raise ValueError("no end of a line")
-        return cls(words, eos)
+        return cls(words, eos, bool(lower_case))
 
     def __len__(self) -> int:
         return len(self.words)
@@ -83,28 +83,53 @@ class WordsVocab:
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         return np.min_scalar_type(len(self) - 1)
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.words, self.eos, self.lower_case)
+
     @property
     def start(self) -> NDArray[np.unsignedinteger]:
         return np.array([self._ids[self.eos]], self.dtype)
 
+    @property
+    def unknown(self) -> int | None:
+        return self._ids.get("<unk>", self._ids.get("<UNK>"))
+
     def encode(self, text: bytes) -> NDArray[np.unsignedinteger]:
-        words = _split(text, self.eos)
-        unknown = self._ids.get("<unk>", self._ids.get("<UNK>"))
-        if unknown is None and (others := set(words) - self._ids.keys()):
+        words = _split(text, self.eos, self.lower_case)
+        unknown = self.unknown
+        if unknown is None:
+            ids = map(self._ids.__getitem__, words)
+        else:
+            ids = map(self._ids.get, words, repeat(unknown))
+        try:
+            return np.fromiter(ids, self.dtype, len(words))
+        except KeyError as error:
             raise UserError(
-                f"{next(word for word in words if word in others)!r} is not among the vocabulary's "
-                f"{len(self)} words: use only words that the corpus has"
-            )
-        return np.fromiter(map(self._ids.get, words, repeat(unknown)), self.dtype, len(words))
+                f"{error.args[0]!r} is not among the vocabulary's {len(self)} words: use only "
+                "words that the corpus has"
+            ) from None
+
+    def encode_each(
+        self, texts: Iterable[bytes], processes: int
+    ) -> Iterator[NDArray[np.unsignedinteger]]:
+        with Workers(self.encode, processes) as workers:
+            yield from workers.map(texts)
 
     def decode(self, ids: ArrayLike) -> bytes:
         """Text of ids: a space and a word, or the end of a line, for each of them."""
         words = (self.words[i] for i in np.asarray(ids, np.intp))
         return "".join("\n" if word == self.eos else f" {word}" for word in words).encode()
 
-    def save(self, path: Path) -> None:
+    def shown(self, token: int) -> str:
+        return self.words[token]
+
+    def to_json(self) -> str:
         content = {"kind": self.kind, "eos": self.eos, "words": self.words}
-        storage.write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
+        content |= {"lower_case": True} if self.lower_case else {}
+        return json.dumps(content, ensure_ascii=False)
+
+    def save(self, path: Path) -> None:
+        storage.write_text(path, self.to_json() + "\n")
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -115,7 +140,23 @@ _EOS = "<eos>"
 _LISTED_EOS = "<S>"
 
 
-def _split(text: bytes, eos: str) -> list[str]:
+@dataclass
+class _Counting:
+    """How often each word occurs in the texts that it is called with, in their order."""
+
+    lower_case: bool
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, text: bytes) -> list[str]:
+        """The words of a text that were in none before, as they first occur."""
+        before = len(self.counts)
+        self.counts.update(_split(text, _EOS, self.lower_case))
+        return [*islice(reversed(self.counts), len(self.counts) - before)][::-1]
+
+
+def _split(text: bytes, eos: str, lower_case: bool) -> list[str]:
     """The words of a text, `eos` for every line end; Unicode's white space is what divides."""
     lines = text.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    if lower_case:
+        lines = lines.lower()
     return lines.replace("\n", f" {eos} ").split()

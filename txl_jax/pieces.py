@@ -1,0 +1,42 @@
+"""Long texts cut into pieces, so that neither their length nor how they come decides what it takes.
+
+A cut is where no word and no token of byte-pair encoding can reach across: before a space or a
+newline that follows a character which is neither. So the tokens of the pieces, put together, are
+the tokens of the whole.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+SIZE = 1 << 20
+"""Bytes of a piece, or a few more."""
+_GAP = re.compile(rb"[ \n]")
+_CHARACTER = 4
+"""The most bytes that a character has in UTF-8."""
+
+
+def cut(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The text of `blocks` in pieces of `size` bytes, or more up to the next gap between words.
+
+    Where they are cut depends on the text only, not on its blocks.
+    """
+    held = b""
+    for block in blocks:
+        held += block
+        start = 0
+        while end := _gap(held, start + size):
+            yield held[start:end]
+            start = end
+        held = held[start:]
+    if held:
+        yield held
+
+
+def _gap(text: bytes, start: int) -> int:
+    """The first place from `start` on where the text may be cut; 0: there is none."""
+    for found in _GAP.finditer(text, start):
+        place = found.start()
+        before = text[max(0, place - _CHARACTER) : place].decode(errors="ignore")
+        if before and not before[-1].isspace():
+            return place
+    return 0
