@@ -55,10 +55,20 @@ def _about(name: str) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
 
 
+def _interruptible(words: list[str]) -> int:
+    """As `main`. Ctrl-C within a lock's own code may come out as an error about the lock."""
+    try:
+        return main(words)
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+
+
 def _run() -> None:
     """As `run_command`, but does not wait for threads that wait for AWS or a host."""
     try:
-        run_command(main)
+        run_command(_interruptible)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
         if isinstance(end.code, str):

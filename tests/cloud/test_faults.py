@@ -32,9 +32,11 @@ SET_UP = ["packages", "driver", "EFA", "source", "Python", "data", "health check
 @pytest.fixture
 def gpu_words(tmp_path: Path) -> list[str]:
     """What makes the run go through every phase of `SET_UP`."""
+    text = tmp_path / "text"
+    text.mkdir()
     for number in range(300):
-        (tmp_path / f"{number}.txt").write_text("once upon a time\n" * 30)
-    words = ["--instance-type=p3dn.24xlarge", "--dataset=text", f"--text-dir={tmp_path}"]
+        (text / f"{number}.txt").write_text("once upon a time\n" * 30)
+    words = ["--instance-type=p3dn.24xlarge", "--dataset=text", f"--text-dir={text}"]
     return [*words, "--batch=16", "--eval-batch=16"]
 
 
@@ -202,8 +204,8 @@ def test_a_run_on_a_folder_of_text_goes_on_without_that_folder(
     until_training(cloud)
     assert Typed(cloud.environ, "stop", "a").end() == 0
     assert checkpoints(cloud)
-    moved = tmp_path.with_name("moved")
-    tmp_path.rename(moved)
+    moved = tmp_path / "moved"
+    (tmp_path / "text").rename(moved)
     start = Typed(cloud.environ, "start", "a")
     assert start.end() == 0, start.text
     sync = Typed(cloud.environ, "sync", "a")
