@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.on_host import contents
-from txl_jax import corpora
+from txl_jax import bpe_vocab, corpora, vocab
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
@@ -20,7 +20,8 @@ FOLDER = "corpora"
 """Below `~/txl`, with a folder for each hash."""
 _HOSTS = f"../{FOLDER}/"
 """The same, from the folder that they train in."""
-_TEXT, _VOCAB = "text", "vocab.json"
+_TEXT, _VOCAB, _ENCODING = "text", "vocab.json", "encoding"
+_FROM_TEXT_DIR = ("text", "code", "wiki")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def find(cfg: DataConfig) -> Corpus | None:
     if cfg.dataset not in ("stdlib", "synthetic"):
         files |= _of_corpus(cfg)
     if cfg.vocab_file:
-        files[_VOCAB] = Path(cfg.vocab_file)
+        files |= _of_vocabulary(Path(cfg.vocab_file))
     if not files:
         return None
     files = dict(sorted(files.items()))
@@ -88,19 +89,29 @@ def find(cfg: DataConfig) -> Corpus | None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     folder = f"{_HOSTS}{hash}"
     data = cfg
-    if cfg.dataset == "text":
+    if cfg.dataset in _FROM_TEXT_DIR:
         # Below --text-dir, what is prepared would be taken for text.
         data = replace(data, text_dir=f"{folder}/{_TEXT}", data_dir=f"{folder}/data")
     elif cfg.dataset not in ("stdlib", "synthetic"):
         data = replace(data, data_dir=folder)
     if cfg.vocab_file:
-        data = replace(data, vocab_file=f"{folder}/{_VOCAB}")
+        name = _ENCODING if Path(cfg.vocab_file).is_dir() else _VOCAB
+        data = replace(data, vocab_file=f"{folder}/{name}")
     return Corpus(hash, data, files)
+
+
+def _of_vocabulary(path: Path) -> dict[str, Path]:
+    """The file of a vocabulary, or those of an encoding in a folder."""
+    if not path.is_dir():
+        return {_VOCAB: path}
+    vocab.load(path)  # otherwise the hosts would be paid for finding that it is none
+    files = (path / name for name in bpe_vocab.FILES)
+    return {f"{_ENCODING}/{file.name}": file for file in files if file.is_file()}
 
 
 def _of_corpus(cfg: DataConfig) -> dict[str, Path]:
     corpus = corpora.open_corpus(cfg)
-    if cfg.dataset != "text":
+    if cfg.dataset not in _FROM_TEXT_DIR:
         return corpus.inputs
     for split in SPLITS:
         # Whatever is wrong with a file or a split, the hosts would be paid for finding it.

@@ -37,6 +37,7 @@ from launcher.shared import Shared
 from launcher.source import Source, archive
 from launcher.standing import Standing
 from launcher.undo import Undo
+from txl_jax import corpora
 from txl_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +58,9 @@ def main(words: list[str]) -> int:
     command = request.command
     console = Console(stderr=command.json, highlight=False)
     plan.check(command.experiment)
+    if not command.dry_run:
+        # Once, here: the hosts get it from the bucket.
+        corpora.obtain(command.experiment.data)
     with _signals_as_interrupts(), tempfile.TemporaryDirectory(prefix="txl-") as folder:
         source = archive(ROOT, Path(folder), command.committed)
         if source.warning:

@@ -142,12 +142,10 @@ def check(cfg: Config) -> None:
     check_experiment(cfg, devices=1)  # how many there are, EC2 has to tell
     if cfg.train.throughput:
         check_throughput(cfg)
-    if cfg.data.dataset != "stdlib" and not (
-        cfg.data.dataset == "synthetic" and cfg.train.throughput
-    ):
+    if cfg.data.dataset == "synthetic" and not cfg.train.throughput:
         corpora.open_corpus(cfg.data)
-    if cfg.data.vocab_file and not Path(cfg.data.vocab_file).is_file():
-        raise UserError(f"--vocab-file {cfg.data.vocab_file}: there is no such file")
+    if cfg.data.vocab_file and not Path(cfg.data.vocab_file).exists():
+        raise UserError(f"--vocab-file {cfg.data.vocab_file}: there is no such file or folder")
 
 
 def make(account: Account, request: Request) -> Plan:

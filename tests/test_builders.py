@@ -137,6 +137,7 @@ def test_builder_and_manual_folder_give_the_same_text(
         assert all(text.endswith(b"\n") for text in built.documents("train"))
 
 
+@pytest.mark.usefixtures("any_size")
 @pytest.mark.parametrize(
     ("dataset", "serve"),
     [

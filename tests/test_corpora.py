@@ -14,6 +14,8 @@ from txl_jax.errors import UserError
 from txl_jax.folders import Folder
 from txl_jax.layouts import LAYOUTS
 
+pytestmark = pytest.mark.usefixtures("any_size")
+
 
 def write(root: Path, files: dict[str, bytes]) -> Path:
     for name, text in files.items():

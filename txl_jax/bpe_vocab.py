@@ -20,6 +20,8 @@ from txl_jax.documents import END
 from txl_jax.errors import UserError
 from txl_jax.measure import TOKEN_PERPLEXITY, Measure
 
+FILES = ("vocab.json", "merges.txt", "tokenizer.json")
+"""What may be in the folder of an encoding."""
 LEAST_SIZE = 256
 """One token for each byte, so that there is no text that it cannot encode."""
 _END_OF_TEXT = "<|endoftext|>"

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from txl_jax import known_sizes, token_files
+from txl_jax import token_files
 from txl_jax.config import DataConfig, nearest, parse_words
 from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError, run_command
@@ -69,8 +69,6 @@ def main(words: list[str]) -> None:
         )
     args = parse_words(Prepare, None, f"{_PROG} prepare", __doc__ or "", rest)
     files = token_files.prepare(args.data)
-    n_tokens = {split: counts.tokens for split, counts in files.counts.items()}
-    known_sizes.check(args.data.dataset, files.vocab.kind, n_tokens, len(files.vocab))
     print(json.dumps(numbers(files)) if args.json else table(files))
 
 

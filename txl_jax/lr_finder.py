@@ -30,7 +30,7 @@ from txl_jax.errors import UserError, run_command
 from txl_jax.peers import Peers
 from txl_jax.preflight import check, with_vocabulary
 from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
-from txl_jax.streams import Streams
+from txl_jax.streams import Streams, training_streams
 from txl_jax.token_files import TokenFiles
 
 PICTURE, POINTS = "lr_finder.png", "lr_finder.json"
@@ -230,7 +230,7 @@ def _find(args: Arguments, out: Path) -> None:
     check(args.experiment, mesh)
     tokens = token_files.prepare(args.experiment.data)
     cfg = with_vocabulary(args.experiment, tokens.vocab)
-    streams = Streams.trimmed(tokens.splits["train"], cfg.train.batch, cfg.model.tgt_len)
+    streams = training_streams(cfg, tokens)
     state = first_state(cfg, mesh, tokens)
     primary = jax.process_index() == 0
     if primary:

@@ -86,10 +86,10 @@ class Sentences:
         wanted = np.array([start, stop - 1], order.ends.dtype)
         first, last = np.searchsorted(order.ends, wanted, side="right")
         ends = np.minimum(order.ends[first : last + 1], stop)
-        begins = np.concatenate([[start], ends[:-1]])
+        begins = np.concatenate([np.array([start]), ends[:-1]])
         # In the chunk, each sentence is as far from its place in the order as its first token is.
-        before = order.ends[first - 1] if first else 0
-        away = order.starts[first : last + 1] - np.concatenate([[before], ends[:-1]])
+        before = int(order.ends[first - 1]) if first else 0
+        away = order.starts[first : last + 1] - np.concatenate([np.array([before]), ends[:-1]])
         places = np.arange(start, stop) + np.repeat(begin + away, ends - begins)
         out[: stop - start] = self._tokens[places]
         return stop - start

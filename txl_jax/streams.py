@@ -9,8 +9,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from txl_jax.config import Config
 from txl_jax.errors import UserError
 from txl_jax.sentences import Epoch, Sentences
+from txl_jax.token_files import TokenFiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +154,34 @@ class Streams:
             skipped = min(n, max(0, self.context - done)) if stream else 0
             targets[row, skipped:n] = read[skipped + 1 :]
         return inputs, targets
+
+
+def training_streams(cfg: Config, files: TokenFiles) -> Streams:
+    """The streams that a run of `cfg` reads of the train split.
+
+    Sentences that follow each other in no order have another one in every epoch, by `train.seed`.
+
+    Raises UserError where `data.skip_files` leaves nothing, or as `Streams.trimmed`.
+    """
+    tokens = files.splits["train"][_skipped(cfg.data.skip_files, files.documents["train"]) :]
+    batch, tgt_len = cfg.train.batch, cfg.model.tgt_len
+    if files.sentences:
+        eos = int(files.vocab.start[0])
+        return Streams.trimmed(Sentences(tokens, eos, cfg.train.seed), batch, tgt_len)
+    return Streams.trimmed(tokens, batch, tgt_len)
+
+
+def _skipped(n_files: float, documents: NDArray[np.int64]) -> int:
+    """How many tokens so many files have, the first ones of the split."""
+    most = len(documents) - 1
+    if not 0 <= n_files < most:
+        raise UserError(
+            f"skip_files is {n_files:g}; it has to be at least 0 and less than {most}, the number "
+            "of files in the train split"
+        )
+    whole = int(n_files)
+    begin, end = (int(offset) for offset in documents[whole : whole + 2])
+    return begin + int((n_files - whole) * (end - begin))
 
 
 def _predictions(tokens: NDArray[np.integer]) -> int:

@@ -23,7 +23,7 @@ from txl_jax import flops, metrics, preflight, sharding, token_files
 from txl_jax.checks import WARM_UP, check_throughput
 from txl_jax.config import Config
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
-from txl_jax.streams import Streams, check_length
+from txl_jax.streams import Streams, training_streams
 
 SEGMENTS = 4
 """Segments of each synthetic stream; they come again and again."""
@@ -57,8 +57,7 @@ def open_streams(cfg: Config) -> tuple[Config, Streams]:
         return cfg, Streams.trimmed(drawn, batch, tgt_len)
     tokens = token_files.prepare(cfg.data)
     cfg = preflight.with_vocabulary(cfg, tokens.vocab)
-    check_length(len(tokens.splits["train"]), batch, tgt_len)
-    return cfg, Streams.trimmed(tokens.splits["train"], batch, tgt_len)
+    return cfg, training_streams(cfg, tokens)
 
 
 def zipf(n_token: int, size: int) -> NDArray[np.int32]:

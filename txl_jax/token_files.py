@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from txl_jax import corpora, pieces, storage, vocab
+from txl_jax import corpora, known_sizes, pieces, storage, vocab
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, Corpus, unreadable
 from txl_jax.errors import UserError
@@ -74,6 +74,8 @@ class TokenFiles:
     """Vocabulary of the tokens."""
     fingerprint: str
     """Hash of the documents and settings that the tokens were made from."""
+    sentences: bool
+    """The lines of train are sentences that follow each other in no order."""
     counts: dict[str, Counts]
     """Of train, valid and test."""
     commonest: tuple[tuple[str, int], ...]
@@ -309,6 +311,7 @@ def _open(folder: Path, fingerprint: str) -> TokenFiles | None:
             {split: np.load(folder / f"{split}.documents.npy") for split in SPLITS},
             vocab.load(folder / "vocab.json"),
             fingerprint,
+            bool(manifest["sentences"]),
             {split: Counts(**manifest["splits"][split]) for split in SPLITS},
             tuple((shown, count) for shown, count in manifest["commonest"]),
         )
@@ -347,6 +350,8 @@ def _make(
             )
         if source.given:
             _check_known(source, splits)
+        n_tokens = {split: counts.tokens for split, counts in splits.items()}
+        known_sizes.check(source.cfg.dataset, vocabulary.kind, n_tokens, len(vocabulary))
         vocabulary.save(unfinished / "vocab.json")
         manifest = {
             "fingerprint": fingerprint,
@@ -354,6 +359,7 @@ def _make(
             "dataset": source.cfg.dataset,
             "vocab": source.cfg.vocab,
             "vocab_size": len(vocabulary),
+            "sentences": line_start,
             "splits": {split: asdict(counts) for split, counts in splits.items()},
             "commonest": commonest,
             "bytes": {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())},

@@ -45,7 +45,7 @@ from txl_jax.peers import Peers, facts
 from txl_jax.sampling import Sampling
 from txl_jax.signals import caught_signals
 from txl_jax.step import Totals, after_validation, init_state, make_train_step, place_batch
-from txl_jax.streams import Streams, check_length
+from txl_jax.streams import check_length, training_streams
 from txl_jax.token_files import TokenFiles
 from txl_jax.trained import CHECKPOINTS, VOCAB, best_of, check_corpus
 
@@ -63,7 +63,7 @@ def train(
       UserError: the folder holds another run, the loss is not finite, a disk is full …
     """
     batch, primary, measure = cfg.train.batch, jax.process_index() == 0, tokens.vocab.measure
-    streams = Streams.trimmed(tokens.splits["train"], batch, cfg.model.tgt_len)
+    streams = training_streams(cfg, tokens)
     valid = tokens.splits["valid"][: cfg.train.eval_max_tokens or None]
     rows = sharding.local_rows(mesh, batch)
     course, batch_before = Course(batch * cfg.model.tgt_len), batch

@@ -135,7 +135,7 @@ def test_a_vocabulary_comes_too(tmp_path, dataset):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"lacks train\.txt"):
+    with pytest.raises(UserError, match=r"wikitext-103 is not in .*: .* data prepare --dataset"):
         corpus.find(DataConfig(dataset="wikitext-103", data_dir=str(tmp_path)))
     with pytest.raises(UserError, match=r"cannot read .*vocab\.json: No such file"):
         corpus.find(DataConfig(vocab_file=str(tmp_path / "vocab.json")))

@@ -465,7 +465,10 @@ BAD = [
     ("--instance-type=p9.huge", "does not offer the instance type 'p9.huge'"),
     ("--machines=0", "machines is 0"),
     ("--dataset=text --text-dir=/nowhere", "--text-dir /nowhere is not a folder"),
-    ("--dataset=enwik8 --data-dir=/nowhere", "/nowhere/enwik8 lacks"),
+    (
+        "--dataset=enwik8 --data-dir=/nowhere --dry-run",
+        "enwik8 is not in /nowhere: python -m txl_jax",
+    ),
     ("--init-from=runs/a", "init_from is runs/a, which the hosts cannot read"),
 ]
 
