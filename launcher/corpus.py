@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.on_host import contents
-from txl_jax import bpe_vocab, corpora, vocab
+from txl_jax import corpora
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
@@ -104,7 +104,10 @@ def _of_vocabulary(path: Path) -> dict[str, Path]:
     """The file of a vocabulary, or those of an encoding in a folder."""
     if not path.is_dir():
         return {_VOCAB: path}
-    vocab.load(path)  # otherwise the hosts would be paid for finding that it is none
+    from txl_jax import bpe_vocab  # it takes NumPy, which a launch does not need otherwise
+
+    # Otherwise the hosts would be paid for finding that it is none.
+    bpe_vocab.BpeVocab.from_folder(path)
     files = (path / name for name in bpe_vocab.FILES)
     return {f"{_ENCODING}/{file.name}": file for file in files if file.is_file()}
 

@@ -1,5 +1,6 @@
 """The files of a corpus that hosts need, as an archive."""
 
+import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from launcher import corpus
 from txl_jax import corpora
+from txl_jax.bpe_vocab import BpeVocab
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
@@ -134,8 +136,41 @@ def test_a_vocabulary_comes_too(tmp_path, dataset):
     assert packed(found, tmp_path)["vocab.json"] == b"{}"
 
 
+def test_an_encoding_comes_in_its_folder(tmp_path):
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    texts = [b"once upon a time\n" * 9]
+    encoding = BpeVocab.build(texts, 260)
+    ids = {token: number for number, token in enumerate(encoding.tokens)}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("\n".join(map(" ".join, encoding.merges)))
+    (folder / "README").write_text("not needed")
+    cfg = text(tmp_path / "text", vocab="bpe", vocab_file=str(folder))
+    found = corpus.find(cfg)
+    assert found
+    assert found.words[-2:] == ("--vocab-file", f"../corpora/{found.hash}/encoding")
+    there = {name for name in packed(found, tmp_path) if not name.startswith("text/")}
+    assert there == {"encoding/vocab.json", "encoding/merges.txt"}
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no byte-level BPE"):
+        corpus.find(cfg)
+
+
+@pytest.mark.parametrize("dataset", ["code", "wiki"])
+def test_code_and_articles_come_as_files(tmp_path, monkeypatch, dataset):
+    article = '<doc id="1" url="" title="A">\nA\n\nOnce upon a time.\n</doc>\n'
+    for number in range(200):
+        (tmp_path / f"wiki_{number:03}").write_text(article if dataset == "wiki" else "x = 1\n")
+    cfg = DataConfig(dataset=dataset, text_dir=str(tmp_path), data_dir="/nowhere")
+    found = corpus.find(cfg)
+    assert found
+    assert found.data.text_dir == f"../corpora/{found.hash}/text"
+    assert len(found.files) == 200
+    assert found.files["text/wiki_007"] == tmp_path / "wiki_007"
+
+
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"wikitext-103 is not in .*: .* data prepare --dataset"):
+    with pytest.raises(UserError, match=r"wikitext-103 is not in .*: .*data prepare --dataset"):
         corpus.find(DataConfig(dataset="wikitext-103", data_dir=str(tmp_path)))
     with pytest.raises(UserError, match=r"cannot read .*vocab\.json: No such file"):
         corpus.find(DataConfig(vocab_file=str(tmp_path / "vocab.json")))
