@@ -1,12 +1,17 @@
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from txl_jax import token_files
+from txl_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from txl_jax.documents import END
 from txl_jax.errors import UserError
-from txl_jax.streams import Streams
+from txl_jax.streams import Streams, training_streams
+from txl_jax.token_files import TokenFiles
 
 
 def original_segments(tokens: np.ndarray, batch: int, tgt_len: int):
@@ -154,3 +159,71 @@ def test_covering_nothing_is_an_error(n):
         Streams.covering(np.zeros(n, np.uint8), 1, 1)
     with pytest.raises(UserError, match="2 or more are needed"):
         Streams.seamless(np.zeros(n, np.uint8), 1, 1, context=1)
+
+
+# --- what a run reads
+
+
+@pytest.fixture
+def files(tmp_path) -> TokenFiles:
+    """The token files of a folder of text."""
+    for i in range(200):
+        (tmp_path / f"{i}.txt").write_text(f"file {i}\n")
+    data_dir = str(tmp_path.with_name("data"))
+    return token_files.prepare(DataConfig("text", text_dir=str(tmp_path), data_dir=data_dir))
+
+
+def run(batch: int = 2, **data: Any) -> Config:
+    return Config(
+        model=ModelConfig(tgt_len=5), data=DataConfig(**data), train=TrainConfig(batch=batch)
+    )
+
+
+def test_a_run_reads_all_of_the_train_split(files):
+    streams = training_streams(run(), files)
+    np.testing.assert_array_equal(streams.tokens[:], files.splits["train"])
+    assert (streams.batch, streams.tgt_len) == (2, 5)
+
+
+@pytest.mark.parametrize("skip_files", [1.0, 3.0, 2.5])
+def test_files_can_be_passed_over(files, skip_files):
+    text = bytes(files.vocab.decode(files.splits["train"]))
+    ends = [i + 1 for i, byte in enumerate(text) if byte == END[0]]
+    whole = int(skip_files)
+    begin = ends[whole - 1]
+    begin += int((skip_files - whole) * (ends[whole] - begin))
+    streams = training_streams(run(skip_files=skip_files), files)
+    assert bytes(files.vocab.decode(streams.tokens[:])) == text[begin:]
+
+
+@pytest.mark.parametrize("skip_files", [-0.5, 500, float("nan")])
+def test_files_that_are_not_there_cannot_be_passed_over(files, skip_files):
+    n = len(files.documents["train"]) - 1
+    with pytest.raises(UserError, match=f"skip_files is .*; it has to be .* less than {n}, the"):
+        training_streams(run(skip_files=skip_files), files)
+
+
+@pytest.mark.usefixtures("any_size")
+def test_sentences_of_one_billion_words_come_in_another_order_in_every_epoch(tmp_path):
+    root = tmp_path / "one-billion-words"
+    root.mkdir()
+    (root / "1b_word_vocab.txt").write_text("<S>\n<UNK>\n" + "\n".join("abcdefghij") + "\n")
+    lines = [f"{a} {b}\n" for a in "abcdefghij" for b in "abcdefghij"]
+    for split in ("train", "valid", "test"):
+        (root / f"{split}.txt").write_text("".join(lines))
+    cfg = DataConfig("lm1b", vocab="words", data_dir=str(tmp_path))
+    files = token_files.prepare(cfg)
+    streams = training_streams(run(batch=1), files)
+    epochs = []
+    for epoch in range(2):
+        read = np.concatenate(
+            [streams.at(epoch * len(streams) + i)[0][0] for i in range(len(streams))]
+        )
+        text = files.vocab.decode(read[: streams.length]).decode()
+        assert text.startswith("\n"), "the sign before the first sentence"
+        epochs.append([f"{line.strip()}\n" for line in text.strip().split("\n")])
+    assert epochs[0] != epochs[1]
+    assert all(epoch != lines for epoch in epochs)
+    for epoch in epochs:
+        assert sorted(epoch) == lines
+    assert files.splits["valid"].tolist() == files.splits["train"].tolist(), "in their own order"
