@@ -2,8 +2,8 @@
 
     python -m txl_jax.train --local --config lm1b_base
 
-Source: pytorch/run_lm1b_base.sh of kimiyoung/transformer-xl, on 4 GPUs or more. The original draws
-the sentences in another order in every epoch; here they keep their order.
+Source: pytorch/run_lm1b_base.sh of kimiyoung/transformer-xl, on 4 GPUs or more. Sentences
+come in another order in every epoch.
 
 Expect: the paper has a test perplexity of 23.5 for a base model of 0.46 billion parameters; this
 script's has 0.36 billion, and no result or time was published for it. Evaluate with mem_len 128 and

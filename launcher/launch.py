@@ -72,8 +72,12 @@ def main(words: list[str]) -> int:
 def _on_aws(request: Request, source: Source, console: Console) -> int:
     command = request.command
     account = Account.open(command.region)
-    with console.status("reading the corpus …"):
-        found = corpus.find(command.experiment.data)
+    data, found = command.experiment.data, None
+    if command.dry_run and corpora.is_missing(data):
+        console.print(f"{data.dataset} is downloaded first, to {data.data_dir}", soft_wrap=True)
+    else:
+        with console.status("reading the corpus …"):
+            found = corpus.find(data)
     request = request.with_corpus(found)
     with console.status("asking AWS …"):
         planned = plan.make(account, request)

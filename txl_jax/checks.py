@@ -27,6 +27,8 @@ def check_experiment(cfg: Config, devices: int) -> None:
             raise UserError(f"{name} is {getattr(cfg.train, name)}; it has to be 0 or more")
     if cfg.train.eval_max_tokens == 1:
         raise UserError("eval_max_tokens is 1; it has to be 0 (all) or 2, one to predict, or more")
+    if not cfg.data.skip_files >= 0:
+        raise UserError(f"skip_files is {cfg.data.skip_files:g}; it has to be 0 or more")
     check_batch(devices, "batch", cfg.train.batch, cfg.train.accumulate)
     if not cfg.train.throughput:
         check_batch(devices, "eval_batch", cfg.train.eval_batch)

@@ -110,7 +110,7 @@ class Code(Folder):
             self.left_out.add(name, f"with lines above {_LONGEST_LINE} characters")
             return
         yield (
-            f"{_BEFORE_FILE}\n{name}\n{_BEFORE_CONTENT}\n".encode(errors="surrogateescape")
+            f"{_BEFORE_FILE}\n{name}\n{_BEFORE_CONTENT}\n".encode(errors="replace")
             + whole_lines(text)
         )
 

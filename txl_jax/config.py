@@ -124,8 +124,8 @@ class DataConfig:
     """For code: languages and patterns, such as 'python,*.cu'. Empty: all files that git tracks, or
     all that are not hidden where there is no checkout."""
     skip_files: float = 0.0
-    """Files of the train split that are passed over, in the order of the corpus; with 2.5 training
-    begins in the middle of the third."""
+    """Documents of the train split that are passed over (files; with wiki: articles), in the order
+    of the corpus; with 2.5 training begins in the middle of the third."""
     vocab: Literal["bytes", "words", "bpe"] = "bytes"
     """bytes: one token for each byte value that occurs in the corpus, as the original's enwik8;
     words: one for each word between white space, as the original's WikiText-103; bpe: byte-pair

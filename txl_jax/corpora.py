@@ -48,7 +48,7 @@ def obtain(cfg: DataConfig) -> None:
 
     Raises UserError where that fails, as `builders.prepare` and `downloads.fetch`.
     """
-    if not _is_missing(cfg):
+    if not is_missing(cfg):
         return
     # These take half a second to import, and only this needs them.
     from filelock import FileLock, Timeout
@@ -57,7 +57,7 @@ def obtain(cfg: DataConfig) -> None:
 
     data_dir = Path(cfg.data_dir)
     folder = data_dir / preparation.FOLDER
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock", fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -92,7 +92,8 @@ def _named(cfg: DataConfig) -> Corpus:
     return found
 
 
-def _is_missing(cfg: DataConfig) -> bool:
+def is_missing(cfg: DataConfig) -> bool:
+    """Whether `obtain` would download the data set that cfg names; UserError as that."""
     if cfg.dataset not in LAYOUTS:
         return False
     layouts.check_vocab(cfg)

@@ -15,16 +15,16 @@ _VOCABULARY = {
 }
 
 
-def check(dataset: str, vocab: str, n_tokens: dict[str, int], vocab_size: int) -> None:
+def check(dataset: str, vocab: str, n_tokens: dict[str, int], vocab_size: int | None) -> None:
     """Raises UserError unless a corpus has the size of the data set whose name it has.
 
-    n_tokens: tokens of each split. What is not known of a data set, or of a kind of vocabulary,
-    is not checked.
+    n_tokens: tokens of each split. vocab_size: None where the vocabulary is not its own. What is
+    not known of a data set, or of a kind of vocabulary, is not checked.
     """
     known = {"words": _WORDS, "bytes": _BYTES}.get(vocab, {}).get(dataset, {})
     found = {split: (n_tokens[split], expected) for split, expected in known.items()}
     numbers = {f"{split} tokens": pair for split, pair in found.items()}
-    if expected := _VOCABULARY.get(vocab, {}).get(dataset):
+    if vocab_size is not None and (expected := _VOCABULARY.get(vocab, {}).get(dataset)):
         numbers["tokens in its vocabulary"] = (vocab_size, expected)
     wrong = [
         f"{number:,} {what} instead of {expected:,}"

@@ -31,7 +31,7 @@ STARTS = "run.json"
 IMPORTED = "imported.json"
 _LEFT_OVER = {CONFIG + storage.DRAFT}  # of a start that was killed
 _SOURCE = Path(__file__).resolve().parent.parent
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 _MAY_DIFFER = {
     *("train.batch", "train.accumulate", "train.eval_batch"),
     *("train.logdir", "train.checkpoint_minutes", "data.data_dir"),
@@ -83,7 +83,10 @@ def check(logdir: Path, cfg: Config) -> list[dict[str, Any]]:
                 f"--logdir, and start from these weights with --init-from {logdir} "
                 f"--vocab-file {logdir / 'vocab.json'}"
             )
-        _check_same(logdir, read_config(logdir), cfg)
+        there = read_config(logdir)
+        n_token = cfg.model.n_token or there.model.n_token  # 0: not known yet
+        model = dataclasses.replace(cfg.model, n_token=n_token)
+        _check_same(logdir, there, dataclasses.replace(cfg, model=model))
         starts = _read_starts(logdir)
     with writable(logdir):
         storage.check_writable(logdir)

@@ -177,7 +177,7 @@ def _skipped(n_files: float, documents: NDArray[np.int64]) -> int:
     if not 0 <= n_files < most:
         raise UserError(
             f"skip_files is {n_files:g}; it has to be at least 0 and less than {most}, the number "
-            "of files in the train split"
+            "of documents in the train split"
         )
     whole = int(n_files)
     begin, end = (int(offset) for offset in documents[whole : whole + 2])

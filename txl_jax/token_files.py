@@ -73,7 +73,7 @@ class TokenFiles:
     vocab: Vocab
     """Vocabulary of the tokens."""
     fingerprint: str
-    """Hash of the documents and settings that the tokens were made from."""
+    """Hash of the documents and settings that the tokens were made from, and of the vocabulary."""
     sentences: bool
     """The lines of train are sentences that follow each other in no order."""
     counts: dict[str, Counts]
@@ -96,8 +96,9 @@ def prepare(cfg: DataConfig) -> TokenFiles:
         return files
     data_dir = Path(cfg.data_dir)
     try:
-        storage.check_writable(data_dir)
-        with _alone(data_dir / f".{source.name}-{source.hash[:12]}.lock", data_dir):
+        with _alone(data_dir / f".{source.name}-{source.hash[:12]}.lock", data_dir) as alone:
+            if alone:
+                source.remove_unfinished()
             # Taken before the text is read: what changes meanwhile makes the next start read it.
             signature = source.signature()
             return _known(source, signature) or _read(source, signature)
@@ -147,6 +148,16 @@ class _Source:
         settings |= {"lower_case": self.corpus.lower_case, "line_start": self.corpus.line_start}
         settings |= {"given": self.given.to_json()} if self.given else {}
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    @property
+    def unfinished(self) -> str:
+        """With which the names of folders begin that are being filled from it."""
+        return f".{self.name}-{self.hash[:12]}.new."
+
+    def remove_unfinished(self) -> None:
+        """Removes what processes have left that were killed; no other may be at work."""
+        for path in Path(self.cfg.data_dir).glob(f"{self.unfinished}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def signature(self) -> str:
         """Hash of the settings and of size, times and inode of every file of the corpus.
@@ -224,14 +235,16 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, data_dir: Path) -> Iterator[None]:
+def _alone(path: Path, data_dir: Path) -> Iterator[bool]:
     """While no other process of this machine prepares the same; it makes the folder.
+
+    Tells whether that is sure.
 
     The lock goes with the process that has it. Where there are no locks on files, it goes on
     without: `_publish` copes with others.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, is_singleton=False)
+    lock = FileLock(path, is_singleton=False, fallback_to_soft=False)
     try:
         try:
             lock.acquire(timeout=1)
@@ -239,10 +252,10 @@ def _alone(path: Path, data_dir: Path) -> Iterator[None]:
             print(f"waiting for another process that prepares {path.parent}", file=sys.stderr)
             lock.acquire()
     except (OSError, NotImplementedError):
-        yield
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
         lock.release()
 
@@ -276,12 +289,14 @@ def _read(source: _Source, signature: str) -> TokenFiles:
                 cfg.vocab, counted, corpus.lower_case, cfg.vocab_size, source.processes
             )
         deque(counted, maxlen=0)  # the fingerprint is that of all splits
-        fingerprint = reader.fingerprint()
+    text = reader.fingerprint()
+    # Byte-pair encoding made by another version of its library may be another one.
+    fingerprint = hashlib.sha256(f"{text} {vocabulary.to_json()}".encode()).hexdigest()
     folder = _folder(source, fingerprint)
     if _open(folder, fingerprint):
         _sign(folder, signature)
     else:
-        _make(folder, source, vocabulary, fingerprint, signature)
+        _make(folder, source, vocabulary, text, fingerprint, signature)
     files = _open(folder, fingerprint)
     if files is None:
         raise UserError(f"the token files in {folder} are damaged: remove the folder, start again")
@@ -320,10 +335,19 @@ def _open(folder: Path, fingerprint: str) -> TokenFiles | None:
 
 
 def _make(
-    folder: Path, source: _Source, vocabulary: Vocab, fingerprint: str, signature: str
+    folder: Path,
+    source: _Source,
+    vocabulary: Vocab,
+    text: str,
+    fingerprint: str,
+    signature: str,
 ) -> None:
-    """Writes the token files to a hidden folder beside `folder`, then gives it that name."""
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    """Writes the token files to a hidden folder beside `folder`, then gives it that name.
+
+    `text`: hash of what was read, which has to be there still.
+    """
+    storage.check_writable(folder.parent)
+    unfinished = folder.with_name(f"{source.unfinished}{uuid.uuid4().hex}")
     line_start = source.cfg.vocab == "words" and source.corpus.line_start
     try:
         unfinished.mkdir()
@@ -344,14 +368,15 @@ def _make(
                     0 if unknown is None else int(frequencies[unknown]),
                 )
                 commonest = commonest or _commonest(frequencies, vocabulary)
-        if reader.fingerprint() != fingerprint:
+        if reader.fingerprint() != text:
             raise UserError(
                 f"files in {source.corpus.root} changed while they were read: start again"
             )
         if source.given:
             _check_known(source, splits)
         n_tokens = {split: counts.tokens for split, counts in splits.items()}
-        known_sizes.check(source.cfg.dataset, vocabulary.kind, n_tokens, len(vocabulary))
+        size = None if source.cfg.vocab_file else len(vocabulary)
+        known_sizes.check(source.cfg.dataset, vocabulary.kind, n_tokens, size)
         vocabulary.save(unfinished / "vocab.json")
         manifest = {
             "fingerprint": fingerprint,

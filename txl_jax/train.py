@@ -233,12 +233,12 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     if cfg.train.throughput:
         return throughput.run(command.config, cfg, mesh)
     home, primary = Home(logdir), jax.process_index() == 0
-    tokens = token_files.prepare(cfg.data)
-    cfg = preflight.with_vocabulary(cfg, tokens.vocab)
-    check_length(len(tokens.splits["train"]), cfg.train.batch, cfg.model.tgt_len)
     if primary:
         home.bring()
         run_folder.check(home.folder, cfg)
+    tokens = token_files.prepare(cfg.data)
+    cfg = preflight.with_vocabulary(cfg, tokens.vocab)
+    check_length(len(tokens.splits["train"]), cfg.train.batch, cfg.model.tgt_len)
     peers.check_same({"token files": tokens.fingerprint})
     status = train(cfg, mesh, tokens, peers, home, start)
     if status:

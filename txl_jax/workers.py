@@ -47,8 +47,8 @@ class Workers(Generic[_Task]):
     def map(self, blocks: Iterable[bytes]) -> Iterator[Any]:
         """What the task returns for each block, in the order of the blocks.
 
-        A block goes to whichever process is free. Raises UserError if the task does, or if a
-        process is killed.
+        A block goes to whichever process is free; each gets its own in their order. Raises
+        UserError if the task does, or if a process is killed.
         """
         if not self._processes:
             yield from map(self._task, blocks)
@@ -57,8 +57,7 @@ class Workers(Generic[_Task]):
         for process in self._processes:
             free.put(process)
 
-        def work(block: bytes) -> Any:
-            process = free.get()
+        def work(process: _Process, block: bytes) -> Any:
             try:
                 return process.ask(block)
             finally:
@@ -68,7 +67,8 @@ class Workers(Generic[_Task]):
         threads = ThreadPoolExecutor(len(self._processes))
         try:
             for block in blocks:
-                pending.append(threads.submit(work, block))
+                # Here and not in a thread, so that each process gets its blocks in their order.
+                pending.append(threads.submit(work, free.get(), block))
                 if len(pending) > (1 + _AHEAD) * len(self._processes):
                     yield pending.popleft().result()
             while pending:

@@ -465,10 +465,7 @@ BAD = [
     ("--instance-type=p9.huge", "does not offer the instance type 'p9.huge'"),
     ("--machines=0", "machines is 0"),
     ("--dataset=text --text-dir=/nowhere", "--text-dir /nowhere is not a folder"),
-    (
-        "--dataset=enwik8 --data-dir=/nowhere --dry-run",
-        "enwik8 is not in /nowhere: python -m txl_jax",
-    ),
+    ("--dataset=enwik8 --data-dir=/nowhere --vocab=words", "enwik8 has no words to tell apart"),
     ("--init-from=runs/a", "init_from is runs/a, which the hosts cannot read"),
 ]
 
