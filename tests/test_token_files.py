@@ -524,6 +524,21 @@ def test_the_second_process_keeps_the_files_of_the_first(cfg):
     assert folders(cfg) == [files.folder]
 
 
+def test_what_a_killed_preparation_left_goes_when_it_is_old(cfg):
+    process = child("pause-while-writing", cfg)
+    wait_for_pause(process)
+    process.kill()
+    process.communicate()
+    (left,) = Path(cfg.data_dir).glob(".*.new.*")
+    for path in (*left.iterdir(), left):
+        os.utime(path, (1, 1))
+    (Path(cfg.data_dir) / ".other.new.1").mkdir()
+    files = token_files.prepare(cfg)
+    assert not left.exists()
+    assert {path.name for path in Path(cfg.data_dir).glob("*.new.*")} == {".other.new.1"}
+    assert_whole(files, cfg)
+
+
 @pytest.mark.parametrize("moment", ["pause-while-writing", "pause-before-rename"])
 def test_a_killed_preparation_leaves_nothing_that_counts_as_whole(cfg, moment):
     process = child(moment, cfg)

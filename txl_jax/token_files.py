@@ -44,6 +44,7 @@ _TICK_NS = 20_000_000
 _COARSE_TICK_NS = 2_000_000_000
 """Within this time after a change of a file another one may leave its times as they are: on most
 file systems, and on those that keep whole seconds."""
+_LEFT_SECONDS = 3600.0
 _COMMONEST = 20
 _AT_ONCE = 1 << 20
 _TOO_MANY_UNKNOWN = 0.5
@@ -96,9 +97,9 @@ def prepare(cfg: DataConfig) -> TokenFiles:
         return files
     data_dir = Path(cfg.data_dir)
     try:
-        with _alone(data_dir / f".{source.name}-{source.hash[:12]}.lock", data_dir) as alone:
-            if alone:
-                source.remove_unfinished()
+        storage.check_writable(data_dir)
+        with _alone(data_dir / f".{source.name}-{source.hash[:12]}.lock", data_dir):
+            source.remove_unfinished()
             # Taken before the text is read: what changes meanwhile makes the next start read it.
             signature = source.signature()
             return _known(source, signature) or _read(source, signature)
@@ -155,9 +156,12 @@ class _Source:
         return f".{self.name}-{self.hash[:12]}.new."
 
     def remove_unfinished(self) -> None:
-        """Removes what processes have left that were killed; no other may be at work."""
+        """Removes what processes have left that were killed: nothing is written there any more."""
         for path in Path(self.cfg.data_dir).glob(f"{self.unfinished}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process may be faster
+                written = max(file.stat().st_mtime for file in (path, *path.iterdir()))
+                if time.time() - written > _LEFT_SECONDS:
+                    shutil.rmtree(path)
 
     def signature(self) -> str:
         """Hash of the settings and of size, times and inode of every file of the corpus.
@@ -235,10 +239,8 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, data_dir: Path) -> Iterator[bool]:
+def _alone(path: Path, data_dir: Path) -> Iterator[None]:
     """While no other process of this machine prepares the same; it makes the folder.
-
-    Tells whether that is sure.
 
     The lock goes with the process that has it. Where there are no locks on files, it goes on
     without: `_publish` copes with others.
@@ -252,10 +254,10 @@ def _alone(path: Path, data_dir: Path) -> Iterator[bool]:
             print(f"waiting for another process that prepares {path.parent}", file=sys.stderr)
             lock.acquire()
     except (OSError, NotImplementedError):
-        yield False
+        yield
         return
     try:
-        yield True
+        yield
     finally:
         lock.release()
 
@@ -346,7 +348,6 @@ def _make(
 
     `text`: hash of what was read, which has to be there still.
     """
-    storage.check_writable(folder.parent)
     unfinished = folder.with_name(f"{source.unfinished}{uuid.uuid4().hex}")
     line_start = source.cfg.vocab == "words" and source.corpus.line_start
     try:

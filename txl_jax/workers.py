@@ -35,7 +35,13 @@ class Workers(Generic[_Task]):
           processes: how many there are.
         """
         self._task = task
-        self._processes = [_Process(task) for _ in range(processes if processes > 1 else 0)]
+        self._processes: list[_Process] = []
+        try:
+            for _ in range(processes if processes > 1 else 0):
+                self._processes.append(_Process(task))
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +99,11 @@ class _Process:
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path},
         )
-        self._send(task)
+        try:
+            self._send(task)
+        except BaseException:
+            self.kill()
+            raise
 
     def ask(self, block: bytes | None) -> Any:
         """The answer to a block; the task itself where it is None."""
