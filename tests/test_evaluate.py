@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests import tiny
 from tests.tiny import LOGDIR, Shell
-from txl_jax import evaluate, presets, sharding, token_files
+from txl_jax import evaluate, presets, run_folder, sharding, token_files
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
 from txl_jax.evaluator import Evaluator, Score
@@ -164,6 +164,7 @@ def test_a_sweep_is_a_table_and_a_picture(run, copied, finished, monkeypatch):
     single = [json.loads(*run(f"--split valid --mem-len {n} --json")) for n in (0, 8, 32)]
     assert single[0]["loss"] > single[1]["loss"]
     monkeypatch.chdir(copied.home)
+    token_files.prepare(run_folder.read_config(Path(LOGDIR)).data)  # notes that the text is a copy
     before = tiny.files(copied.home)
     lines = run("--split valid --sweep 32 0 8 --json --out picture.png")
     assert [json.loads(line) for line in lines] == single

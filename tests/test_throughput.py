@@ -145,7 +145,7 @@ def test_a_real_data_set_is_measured_too_and_no_run_is_begun(shell):
         ("--n-token 400", "cutoffs"),
         ("--max-tokens 320", r"320 are 10 steps, .* after the first 10: use --max-tokens 640 or"),
         ("--batch 0", "batch is 0"),
-        ("--dataset text8 --vocab bytes --n-token 0", "lacks train.txt"),
+        ("--dataset text8 --vocab words --n-token 0", "text8 has no words"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words, says, monkeypatch, tmp_path: Path):
