@@ -17,6 +17,7 @@ from moto.ec2.models import EC2Backend
 from launcher import launch
 from tests import tiny
 from tests.cloud.cloud import LocalCloud
+from tests.cloud.server import Fault, Refusal
 from txl_jax.errors import UserError
 
 pytest_plugins = ["tests.cloud.fixtures"]
@@ -478,6 +479,55 @@ def test_bad_input_is_one_line_and_nothing_is_made(laptop, cloud):
     assert cloud.client("s3").list_buckets()["Buckets"] == []
 
 
+def test_a_changed_source_is_not_sent_as_a_committed_one(laptop, cloud, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.py").write_text("")
+    git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(launch, "ROOT", source)
+    assert laptop.refused("--bucket=Not_A_Name", "--committed")  # as committed it is sent
+    (source / "a.py").write_text("1\n")
+    complaint = laptop.refused("--committed")
+    assert "a.py" in complaint and "--committed" in complaint, complaint
+    assert laptop.running() == []
+    assert cloud.client("s3").list_buckets()["Buckets"] == []
+
+
+def test_a_bucket_of_somebody_else_is_left_alone(laptop, cloud):
+    cloud.server.faults.append(Fault("s3:HEAD", Refusal("403", "Forbidden", 403), None))
+    complaint = laptop.refused("--bucket=somebody-elses")
+    assert "somebody-elses belongs to another account" in complaint
+    assert laptop.running() == []
+    assert cloud.client("s3").list_buckets()["Buckets"] == []
+
+
+def test_ctrl_c_at_the_question_makes_nothing(laptop, cloud):
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", *WORDS, *SMALL],
+        cwd=tiny.ROOT,
+        env=cloud.environ,
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stderr
+    seen = b""
+    while b"[y/N]" not in seen:
+        seen += os.read(process.stderr.fileno(), 4096)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    os.close(ours)
+    os.close(theirs)
+    assert laptop.running() == []
+    assert cloud.client("s3").list_buckets()["Buckets"] == []
+
+
 def tags(instance: Any) -> dict[str, str]:
     return {tag["key"]: tag["value"] for tag in instance.get_tags()}
 
@@ -520,6 +570,36 @@ def test_a_launch_killed_when_trainers_run_is_left_alone(laptop, cloud):
     assert "a trains on 2 hosts" in again.text
     assert laptop.running() == hosts
     assert [(home / "txl" / "pid").read_text() for home in homes] == before
+
+
+@pytest.mark.slow
+def test_ctrl_c_when_all_train_says_that_they_do(laptop, cloud):
+    command = laptop.start("--max-tokens=99999999")
+    command.wait_for("trainer: ")
+    command.send(signal.SIGINT)
+    command.end()
+    assert "Traceback" not in command.text
+    assert "a trains all the same; " in command.text or "a trains on 2 hosts" in command.text
+    assert len(laptop.running()) == 2
+
+
+@pytest.mark.slow
+def test_hosts_that_do_not_answer_when_they_are_adopted_are_left_and_named(laptop, cloud):
+    command = laptop.run("--max-tokens=99999999")
+    assert command.process.returncode == 0, command.text
+    hosts = laptop.running()
+    cloud.break_ssh(hosts[1])
+    again = laptop.run("--max-tokens=99999999", ssh_seconds=3.0)
+    complaint = refused(again)
+    assert "no answer in 3 s" in complaint
+    assert "the hosts of a stand (" in complaint and all(host in complaint for host in hosts)
+    third = laptop.start("--max-tokens=99999999")
+    third.wait_for("a stands already")
+    time.sleep(2.0)
+    third.send(signal.SIGINT)
+    assert third.end() == 130
+    assert "the hosts of a stand (" in third.text and "ends them" in third.text
+    assert laptop.running() == hosts
 
 
 @pytest.mark.slow

@@ -225,6 +225,33 @@ def test_broken_off_after_any_phase_and_done_again(bench, phases):
         assert sum(call.startswith("install") for call in calls) == 1
 
 
+def test_one_set_up_at_a_time(bench):
+    """What was cut off goes on for a while on its host, and another begins."""
+    some = bench(1)
+    folder = some.servers[0].home / "txl"
+    words = ["flock", str(folder / "lock"), "sh", "-c", "sleep 3; touch $0", str(folder / "over")]
+    with subprocess.Popen(words) as other:
+        until((folder / "lock").exists)
+        some.do(phases=1)
+        assert (folder / "over").exists()
+        assert other.wait() == 0
+    with some.hosts() as hosts:
+        assert setup.states(hosts) == ["nothing"], "may be asked meanwhile"
+
+
+def test_a_set_up_does_not_wait_for_ever_for_another(bench, monkeypatch):
+    monkeypatch.setattr(setup, "_PACKAGES", 2.0)
+    some = bench(1)
+    folder = some.servers[0].home / "txl"
+    with subprocess.Popen(["flock", str(folder / "lock"), "sleep", "60"]) as other:
+        until((folder / "lock").exists)
+        with pytest.raises(UserError, match=r"another set-up is at work here|took longer than 2 s"):
+            some.do()
+        with some.hosts() as hosts:
+            assert setup.states(hosts) == ["nothing"]
+        subprocess.run(["pkill", "-P", str(other.pid)])
+
+
 def test_every_phase_is_a_sign_of_life(bench, tmp_path):
     some = bench(1)
     mark = some.servers[0].home / "txl" / keeper.SET_UP
