@@ -9,13 +9,17 @@ import contextlib
 import importlib
 import os
 import pkgutil
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from launcher import commands
 from launcher.names import PROG
 from txl_jax.config import nearest, parse_words
 from txl_jax.errors import UserError, run_command
+
+_AGAIN_SECONDS = 0.05
 
 
 def main(words: list[str]) -> int:
@@ -65,8 +69,20 @@ def _interruptible(words: list[str]) -> int:
         raise
 
 
+def _deliver_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Ctrl-C that came within what Python runs on its own, such as `__del__`, would be lost."""
+    if ignored.exc_type is KeyboardInterrupt:
+        # At once it would come within this, and be lost again.
+        again = threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), signal.SIGINT])
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 def _run() -> None:
     """As `run_command`, but does not wait for threads that wait for AWS or a host."""
+    sys.unraisablehook = _deliver_again
     try:
         run_command(_interruptible)
     except SystemExit as end:

@@ -56,3 +56,46 @@ def test_an_error_is_one_line_and_status_2():
     done = subprocess.run(words, cwd=tiny.ROOT, capture_output=True, text=True)
     assert tiny.one_line(done.returncode, done.stderr).startswith("batch is 0")
     assert done.stdout == ""
+
+
+INTERRUPTED = """
+import time
+from launcher import __main__
+
+class Object:
+    def __del__(self):
+        {raised}
+
+def main(words):
+    Object()
+    time.sleep(60)
+
+__main__.main = main
+__main__._run()
+"""
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "SystemError"])
+def test_ctrl_c_is_not_lost_in_what_python_runs_on_its_own(raised):
+    code = INTERRUPTED.format(raised=f"raise {raised}")
+    if raised != "KeyboardInterrupt":
+        code = code.replace("time.sleep(60)", "raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 130, done.stderr
+    assert ("Traceback" in done.stderr) == (raised != "KeyboardInterrupt"), (
+        "of what else went wrong"
+    )
+
+
+def test_ctrl_c_within_a_lock_is_ctrl_c(monkeypatch):
+    def broken(words: list[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setattr(__main__, "main", broken)
+    with pytest.raises(KeyboardInterrupt):
+        __main__._interruptible([])
