@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, TypeVar
 
@@ -35,6 +35,7 @@ LOST = -1
 TIMED_OUT = 124
 _CONNECT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.5
+_GLANCE_SECONDS = 0.2
 _KEEPALIVE_SECONDS = 15
 _SILENT_SECONDS = 60.0
 """After which a host that takes nothing more of a file has failed."""
@@ -267,6 +268,9 @@ class Hosts:
         with ThreadPoolExecutor(len(self.names)) as pool:
             try:
                 started = [pool.submit(timed, index) for index in range(len(self.names))]
+                # A wait without a timeout never sees a Ctrl-C that came just as it began.
+                while wait(started, _GLANCE_SECONDS).not_done:
+                    pass
                 return [future.result() for future in started]
             except BaseException:  # Ctrl-C among others: the threads would wait on
                 self.close()
