@@ -167,7 +167,7 @@ def test_shift_brings_each_distance_to_its_key(tgt_len, mem_len, lead):
 def test_visible_are_self_past_and_filled_memory(tgt_len, mem_len, same_length):
     of = jax.jit(partial(visible, tgt_len, mem_len, same_length=same_length))
     for filled in range(mem_len + 1):
-        seen = np.asarray(of(filled=np.int32(filled)))
+        seen = np.asarray(of(filled=np.int32(filled)).mask)
         assert seen.dtype == bool
         assert seen.shape == (tgt_len, mem_len + tgt_len)
         for i in range(tgt_len):
@@ -179,7 +179,7 @@ def test_visible_are_self_past_and_filled_memory(tgt_len, mem_len, same_length):
 
 
 def test_visible_without_memory_is_the_triangle():
-    seen = visible(4, 0, jnp.int32(0), same_length=False)
+    seen = visible(4, 0, jnp.int32(0), same_length=False).mask
     np.testing.assert_array_equal(seen, np.tri(4, dtype=bool))
 
 

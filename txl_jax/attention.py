@@ -4,10 +4,29 @@ Letters: B batch, T segment, M memory, S = M + T keys, N heads, H d_head, D d_mo
 learned table.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from txl_jax.dropout import dropout
+
+_KERNEL_TGT_LEN = 16
+"""From which on a segment fills enough of a tile."""
+_KERNEL_D_HEAD = 128
+_KERNEL_CAPABILITY = 8.0
+"""sm_80, from which on Pallas makes kernels."""
+
+
+class Seen(NamedTuple):
+    """Which keys the queries may see."""
+
+    mask: jax.Array
+    """bool [T, S]; every row has a True."""
+    filled: jax.Array
+    """int32 scalar: of the M slots of memory, how many newest ones are seen."""
+    same_length: bool
+    """Whether a query sees the nearest M keys only, itself included."""
 
 
 def sinusoid(n_keys: int, d_model: int, clamp_len: int) -> jax.Array:
@@ -36,8 +55,8 @@ def nearest(table: jax.Array, n_keys: int, clamp_len: int = -1) -> jax.Array:
     return jnp.pad(rows, [missing] + [(0, 0)] * (table.ndim - 1), mode="edge")
 
 
-def visible(tgt_len: int, mem_len: int, filled: jax.Array, same_length: bool) -> jax.Array:
-    """Which of the S keys each of the T queries may see, bool [T, S].
+def visible(tgt_len: int, mem_len: int, filled: jax.Array, same_length: bool) -> Seen:
+    """Which of the S keys each of the T queries may see.
 
     A query sees itself, what came before it in the segment, and the `filled` newest of the M slots
     of memory (int32 scalar). With same_length it sees the nearest mem_len of these, itself
@@ -46,8 +65,10 @@ def visible(tgt_len: int, mem_len: int, filled: jax.Array, same_length: bool) ->
     query = jnp.arange(tgt_len)[:, None] + mem_len
     key = jnp.arange(mem_len + tgt_len)[None, :]
     distance = query - key
-    seen = (distance >= 0) & (key >= mem_len - filled)
-    return seen & (distance < mem_len) if same_length else seen
+    mask = (distance >= 0) & (key >= mem_len - filled)
+    if same_length:
+        mask &= distance < mem_len
+    return Seen(mask, filled, same_length)
 
 
 def shift(scores: jax.Array) -> jax.Array:
@@ -68,26 +89,34 @@ def relative_attention(
     r: jax.Array,
     r_w_bias: jax.Array,
     r_r_bias: jax.Array,
-    seen: jax.Array,
+    seen: Seen,
     dropatt: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Attention whose scores know content and distance.
 
     score = ((q + r_w_bias)·k + shift((q + r_r_bias)·r)) / sqrt(H), softmax over the keys that are
-    seen (in float32), dropout of the weights, weighted sum of v.
+    seen (in float32), dropout of the weights, weighted sum of v. On GPUs that can, and in 16-bit
+    types, `attention_kernel` computes it, with position scores rounded to that type and with its
+    own random bits.
 
     Args:
       q: [B, T, N, H] queries of the segment.
       k, v: [B, S, N, H] keys and values of memory and segment.
       r: [S, N, H] keys of the distances S-1 … 0.
       r_w_bias, r_r_bias: [N, H], the paper's u and v.
-      seen: bool [T, S]; every row has a True.
-      dropatt, key: dropout rate of the attention weights; none without a key.
+      seen: as `visible` gives it.
+      dropatt, key: dropout rate of the attention weights, and [B] keys for it; none without.
 
     Returns:
       [B, T, N, H] in the type of q.
     """
+    if _has_kernel(q):
+        # Pallas takes long to import, and only this needs it.
+        from txl_jax.attention_kernel import fused_attention
+
+        _, filled, same_length = seen
+        return fused_attention(q, k, v, r, r_w_bias, r_r_bias, filled, same_length, dropatt, key)
     with jax.named_scope("scores"):
         score = _content(q + r_w_bias, k) + shift(_position(q + r_r_bias, r))
     return _mix(score, v, seen, dropatt, key)
@@ -100,7 +129,7 @@ def learned_attention(
     r_emb: jax.Array,
     r_w_bias: jax.Array,
     r_bias: jax.Array,
-    seen: jax.Array,
+    seen: Seen,
     dropatt: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
@@ -123,7 +152,7 @@ def absolute_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen: jax.Array,
+    seen: Seen,
     dropatt: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
@@ -142,12 +171,31 @@ def _position(q: jax.Array, r: jax.Array) -> jax.Array:
 
 
 def _mix(
-    score: jax.Array, v: jax.Array, seen: jax.Array, dropatt: float, key: jax.Array | None
+    score: jax.Array, v: jax.Array, seen: Seen, dropatt: float, key: jax.Array | None
 ) -> jax.Array:
     """Values [B, T, N, H] weighted by scores, float32 [B, N, T, S], not yet divided by sqrt(H)."""
     with jax.named_scope("softmax"):
-        score = jnp.where(seen, score * (v.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
+        score = jnp.where(seen.mask, score * (v.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
         weight = jax.nn.softmax(score, axis=-1).astype(v.dtype)
         weight = dropout(weight, dropatt, key)
     with jax.named_scope("values"):
         return jnp.einsum("BNTS,BSNH->BTNH", weight, v)
+
+
+def _has_kernel(q: jax.Array) -> bool:
+    """Whether attention of queries like q [B, T, N, H] is left to `attention_kernel`.
+
+    XLA cannot split the kernel: where there are several devices it has to see only its own part,
+    as in the train step.
+    """
+    device = jax.devices()[0]
+    whole = jax.device_count() == 1 or jax.sharding.get_abstract_mesh().manual_axes
+    return bool(
+        device.platform == "gpu"
+        and device.device_kind.startswith("NVIDIA")
+        and float(device.compute_capability) >= _KERNEL_CAPABILITY
+        and whole
+        and q.dtype.itemsize == 2
+        and q.shape[1] >= _KERNEL_TGT_LEN
+        and q.shape[-1] <= _KERNEL_D_HEAD
+    )

@@ -8,8 +8,8 @@ with the band as it lies, keeps the product in a ring of its own (of 4t columns,
 cache), and reads it back askew: row a from column t-1-a on. As the next tile of keys needs the
 second half of the band again, each tile costs one product of t x t.
 
-Letters: B batch, T segment, M memory, S = M + T keys, N heads, H d_head, t rows of a tile; I and J
-number tiles of queries and keys.
+Letters: B batch, T segment, M memory, S = M + T keys, N heads, H d_head, t rows of a tile; i and j
+number tiles of queries and of keys.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ _LOWEST = -1e30
 
 
 @dataclass(frozen=True)
-class Span:
+class _Span:
     """What is fixed of a call."""
 
     tgt_len: int
@@ -38,7 +38,6 @@ class Span:
     """Of 2**16 weights, how many become zero."""
     tile: int
     interpret: bool
-    """Whether the kernel runs as ordinary operations, on any device; slow."""
 
     @property
     def query_tiles(self) -> int:
@@ -58,31 +57,30 @@ def fused_attention(
     r_w_bias: jax.Array,
     r_r_bias: jax.Array,
     filled: jax.Array,
-    *,
-    same_length: bool = False,
+    same_length: bool,
     dropatt: float = 0.0,
-    seeds: jax.Array | None = None,
+    key: jax.Array | None = None,
+    *,
     tile: int = 64,
     interpret: bool = False,
 ) -> jax.Array:
-    """`attention.relative_attention`, with what is seen said as `attention.visible` has it.
+    """`attention.relative_attention`, with what makes up its `seen`.
 
-    The position scores are rounded to the type of q, as are the weights.
+    Position scores and weights are rounded to the type of q.
 
     Args:
-      q: [B, T, N, H]; k, v: [B, S, N, H]; r: [S, N, H]; r_w_bias, r_r_bias: [N, H].
-      filled: int32 scalar, newest slots of memory that are seen.
-      seeds: uint32 [B, 2], from which the dropout of a sequence's weights follows; none without.
-      tile: rows of a tile, a power of two.
+      tile: rows of a tile, a power of two from 16 on. On an H200 64 is faster than 32 or 128.
+      interpret: run as ordinary operations, on any device; slow.
 
     Returns:
       [B, T, N, H] in the type of q.
     """
-    dropped = 0 if seeds is None else round(dropatt * _LEVELS)
-    if seeds is None:
-        seeds = jnp.zeros((q.shape[0], 2), jnp.uint32)
+    dropped = 0 if key is None else round(dropatt * _LEVELS)
+    seeds = jnp.zeros((q.shape[0], 2), jnp.uint32)
+    if key is not None and dropped:
+        seeds = jax.vmap(lambda own: jax.random.bits(own, (2,), jnp.uint32))(key)
     tgt_len, n_keys = q.shape[1], k.shape[1]
-    span = Span(tgt_len, n_keys - tgt_len, same_length, dropped, tile, interpret)
+    span = _Span(tgt_len, n_keys - tgt_len, same_length, dropped, tile, interpret)
     d_head = q.shape[-1]
     rows, keys = span.query_tiles * tile, span.key_tiles * tile
     # Scores are divided by the root of the true d_head; zeros that fill it up change nothing.
@@ -93,7 +91,7 @@ def fused_attention(
     r = jnp.pad(r, [(rows - tgt_len, keys + tgt_len - n_keys), (0, 0), (0, wide)])
     r_w_bias, r_r_bias = (jnp.pad(x, [(0, 0), (0, wide)]) for x in (r_w_bias, r_r_bias))
     filled = jnp.reshape(filled, 1).astype(jnp.int32)
-    out = _attend(span, scale, q, k, v, r, r_w_bias, r_r_bias, filled, seeds)
+    out: Any = _attend(span, scale, q, k, v, r, r_w_bias, r_r_bias, filled, seeds)
     return out[:, :tgt_len, :, :d_head]
 
 
@@ -131,7 +129,6 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _forward(span, scale, q, k, v, r, r_w_bias, r_r_bias, filled, seeds):
     batch, rows, n_head, _ = q.shape
-    t = span.tile
     return _call(
         partial(_forward_kernel, span, scale),
         span,
@@ -146,41 +143,41 @@ def _forward(span, scale, q, k, v, r, r_w_bias, r_r_bias, filled, seeds):
 
 
 def _backward(span, scale, arguments, out, log_sum, d_out):
-    q, k, v, r, r_w_bias, r_r_bias, filled, seeds = arguments
-    batch, rows, n_head, width = q.shape
-    t, I, J = span.tile, span.query_tiles, span.key_tiles
+    q, k, v, r, r_w_bias, r_r_bias, *_ = arguments
+    batch, _, n_head, width = q.shape
+    t, n_queries, n_keys = span.tile, span.query_tiles, span.key_tiles
     delta = jnp.einsum("BTNH,BTNH->BNT", out, d_out, preferred_element_type=jnp.float32)
     saved = (*arguments, d_out, log_sum, delta)
     d_q, d_w, d_b, d_band, _ = _call(
         partial(_query_kernel, span, scale),
         span,
-        grid=(I, batch * n_head),
+        grid=(n_queries, batch * n_head),
         out_shape=(
             jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((batch, I, n_head, width), jnp.float32),
-            jax.ShapeDtypeStruct((batch, I, n_head, width), jnp.float32),
-            jax.ShapeDtypeStruct((batch, I, n_head, (J + 1) * t, width), jnp.float32),
-            _ring(span, I * batch * n_head, q.dtype),
+            jax.ShapeDtypeStruct((batch, n_queries, n_head, width), jnp.float32),
+            jax.ShapeDtypeStruct((batch, n_queries, n_head, width), jnp.float32),
+            jax.ShapeDtypeStruct((batch, n_queries, n_head, (n_keys + 1) * t, width), r.dtype),
+            _ring(span, n_queries * batch * n_head, q.dtype),
         ),
         name="relative_attention_queries",
     )(*saved)
     d_k, d_v, _ = _call(
         partial(_key_kernel, span, scale),
         span,
-        grid=(J, batch * n_head),
+        grid=(n_keys, batch * n_head),
         out_shape=(
             jax.ShapeDtypeStruct(k.shape, k.dtype),
             jax.ShapeDtypeStruct(v.shape, v.dtype),
-            _ring(span, J * batch * n_head, q.dtype),
+            _ring(span, n_keys * batch * n_head, q.dtype),
         ),
         name="relative_attention_keys",
     )(*saved)
-    # Tile I of the queries has the rows of r from tile query_tiles - 1 - I on.
-    d_band = jnp.sum(d_band, axis=0)
-    d_r = jnp.zeros((n_head, (I + J) * t, width), jnp.float32)
-    for i in range(I):
-        start = (I - 1 - i) * t
-        d_r = d_r.at[:, start : start + (J + 1) * t].add(d_band[i])
+    # Tile i of the queries has the rows of r from tile query_tiles - 1 - I on.
+    d_band = jnp.sum(d_band, axis=0, dtype=jnp.float32)
+    d_r = jnp.zeros((n_head, (n_queries + n_keys) * t, width), jnp.float32)
+    for i in range(n_queries):
+        start = (n_queries - 1 - i) * t
+        d_r = d_r.at[:, start : start + (n_keys + 1) * t].add(d_band[i])
     return (
         d_q,
         d_k,
@@ -193,20 +190,20 @@ def _backward(span, scale, arguments, out, log_sum, d_out):
     )
 
 
-def _call(kernel: Callable[..., None], span: Span, **options: Any) -> Callable[..., Any]:
+def _call(kernel: Callable[..., None], span: _Span, **options: Any) -> Callable[..., Any]:
     # Loads that are moved ahead of a barrier would read the ring before it is written.
     params = triton.CompilerParams(num_warps=4, num_stages=1)
     return pl.pallas_call(kernel, interpret=span.interpret, compiler_params=params, **options)
 
 
-def _ring(span: Span, programs: int, dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((programs, span.tile, 4 * span.tile), dtype)
+def _ring(span: _Span, programs: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((programs, span.tile, 8 * span.tile), dtype)
 
 
 class _Program:
     """What the programs of the three kernels have in common."""
 
-    def __init__(self, span: Span, scale: float, refs: Any, ring: Any, number: Any, head: Any):
+    def __init__(self, span: _Span, scale: float, refs: Any, ring: Any, number: Any, head: Any):
         self.span, self.scale = span, scale
         self.q, self.k, self.v, self.r, r_w_bias, r_r_bias, filled, seeds = refs
         n_head = self.q.shape[2]
@@ -231,7 +228,10 @@ class _Program:
         return self.r[pl.ds(number * t, t), self.head, :]
 
     def keep(self, content: jax.Array, slot: Any) -> None:
-        """Puts a tile into one of the four slots of the ring."""
+        """Puts a tile into one of the four slots of the ring.
+
+        With one barrier for each tile of keys no thread writes where another one still reads.
+        """
         t = self.span.tile
         self._ring[self._number, :, pl.ds((slot % 4) * t, t)] = content.astype(self._ring.dtype)
 
@@ -246,15 +246,18 @@ class _Program:
         columns = (slot * t + t - 1 - self.rows + self.columns) % (4 * t)
         return self._load(columns).astype(jnp.float32)
 
-    def straight(self, slot: Any, half: int) -> jax.Array:
-        """Of a band whose row a has the slot's row a from column t-1-a on, its first or second t
-        columns, [t, t]; zero where the band has nothing.
+    def keep_back(self, content: jax.Array, slot: Any) -> None:
+        """As `keep`, into slots of another ring."""
+        t = self.span.tile
+        self._ring[self._number, :, pl.ds((4 + slot % 4) * t, t)] = content
+
+    def straight(self, slot: Any) -> jax.Array:
+        """The reverse of `askew`: row a of two slots of the other ring, the second of them `slot`,
+        from its column a+1 on, [t, t].
         """
         t = self.span.tile
-        columns = half * t + self.columns - (t - 1 - self.rows)
-        inside = (columns >= 0) & (columns < t)
-        columns = (slot % 4) * t + jnp.where(inside, columns, 0)
-        return jnp.where(inside, self._load(columns), jnp.zeros((), self._ring.dtype))
+        columns = ((slot + 3) * t + 1 + self.rows + self.columns) % (4 * t)
+        return self._load(4 * t + columns)
 
     def _load(self, columns: jax.Array) -> jax.Array:
         return triton.load(self._ring.at[self._number, self.rows, columns])
@@ -332,42 +335,49 @@ def _query_kernel(span, scale, *refs):
     t = span.tile
     where = pl.ds(i * t, t)
     q, d_out = p.tile(p.q, i), p.tile(d_out_ref, i)
-    log_sum, delta = (
-        ref[p.batch, p.head, where][:, None] for ref in (log_sum_ref, delta_ref)
-    )
+    log_sum, delta = (ref[p.batch, p.head, where][:, None] for ref in (log_sum_ref, delta_ref))
     content, position = q + p.r_w_bias, q + p.r_r_bias
     band = span.query_tiles - 1 - i
 
+    def names(j, carry):
+        """What scores of the tiles of keys before j and at j give back through tile j of the band.
+
+        Both have the same rows of r in it, so that one product serves them.
+        """
+        d_position = p.straight(j)
+        d_band_ref[p.batch, i, p.head, pl.ds(j * t, t), :] = _dot(
+            d_position, position, trans_a=True
+        ).astype(d_band_ref.dtype)
+        return carry + _dot(d_position, p.names(band + j))
+
     def step(j, carry):
-        d_content, d_position, d_names = carry
-        low, high, k = p.names(band + j), p.names(band + j + 1), p.tile(p.k, j)
-        p.keep(_dot(position, low, trans_b=True), 0)
-        p.keep(_dot(position, high, trans_b=True), 1)
+        d_content, d_position = carry
+        k = p.tile(p.k, j)
+        p.keep(_dot(position, p.names(band + j + 1), trans_b=True), j + 1)
         p.barrier()
-        score = (_dot(content, k, trans_b=True) + p.askew(0)) * scale
+        score = (_dot(content, k, trans_b=True) + p.askew(j)) * scale
         weight = jnp.where(p.seen(i, j), jnp.exp(score - log_sum), 0.0)
         d_weight = p.dropped(_dot(d_out, p.tile(p.v, j), trans_b=True), i, j)
         d_score = (weight * (d_weight - delta) * scale).astype(q.dtype)
-        p.keep(d_score, 2 + j % 2)
+        p.keep_back(d_score, j)
         p.barrier()
-        d_low, d_high = p.straight(2 + j % 2, 0), p.straight(2 + j % 2, 1)
-        d_content = d_content + _dot(d_score, k)
-        d_position = d_position + _dot(d_low, low) + _dot(d_high, high)
-        d_band_ref[p.batch, i, p.head, pl.ds(j * t, t), :] = d_names + _dot(
-            d_low, position, trans_a=True
-        )
-        return d_content, d_position, _dot(d_high, position, trans_a=True)
+        return d_content + _dot(d_score, k), names(j, d_position)
 
     zeros = jnp.zeros(q.shape, jnp.float32)
+    nothing = jnp.zeros((t, t), q.dtype)
     first, end = p.first_key_tile(i), p.end_of_key_tiles(i)
 
-    def clear(j, _):
-        d_band_ref[p.batch, i, p.head, pl.ds(j * t, t), :] = zeros
-        return _
+    def clear(j, carry):
+        d_band_ref[p.batch, i, p.head, pl.ds(j * t, t), :] = zeros.astype(d_band_ref.dtype)
+        return carry
 
+    p.keep(_dot(position, p.names(band + first), trans_b=True), first)
+    p.keep_back(nothing, first - 1)
+    d_content, d_position = jax.lax.fori_loop(first, end, step, (zeros, zeros))
+    p.keep_back(nothing, end)
+    p.barrier()
+    d_position = names(end, d_position)
     jax.lax.fori_loop(0, first, clear, 0)
-    d_content, d_position, d_names = jax.lax.fori_loop(first, end, step, (zeros, zeros, zeros))
-    d_band_ref[p.batch, i, p.head, pl.ds(end * t, t), :] = d_names
     jax.lax.fori_loop(end + 1, span.key_tiles + 1, clear, 0)
     d_q_ref[p.batch, where, p.head, :] = (d_content + d_position).astype(d_q_ref.dtype)
     d_w_ref[p.batch, i, p.head, :] = jnp.sum(d_content, axis=0)
@@ -385,9 +395,7 @@ def _key_kernel(span, scale, *refs):
         d_k, d_v = carry
         q, d_out = p.tile(p.q, i), p.tile(d_out_ref, i)
         where = pl.ds(i * t, t)
-        log_sum, delta = (
-            ref[p.batch, p.head, where][:, None] for ref in (log_sum_ref, delta_ref)
-        )
+        log_sum, delta = (ref[p.batch, p.head, where][:, None] for ref in (log_sum_ref, delta_ref))
         content, position = q + p.r_w_bias, q + p.r_r_bias
         band = span.query_tiles - 1 - i + j
         slot = 2 * (i % 2)

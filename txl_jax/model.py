@@ -93,11 +93,11 @@ class Layer(nnx.Module):
         memory: jax.Array,
         positions: jax.Array | None,
         biases: tuple[jax.Array, jax.Array] | None,
-        seen: jax.Array,
+        seen: attention.Seen,
         key: jax.Array | None,
         sequences: jax.Array,
     ) -> jax.Array:
-        """x [B, T, D], memory [B, M, D], positions [S, D], biases two [N, H], seen [T, S] → x.
+        """x [B, T, D], memory [B, M, D], positions [S, D], biases two [N, H] → x [B, T, D].
 
         positions and biases are those of attn_type 0; the other types have no use for them.
         """
