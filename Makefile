@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 WHICH ?= not slow and not cloud
 TESTS ?= $(wildcard tests/test_*.py) tests/launcher
 
-.PHONY: help train cloud test test-cloud test-cloud-slow test-slow lint format install lock clean
+.PHONY: help train bench cloud test test-cloud test-cloud-slow test-slow lint format install lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 24
@@ -33,6 +33,9 @@ test-cloud: $(VENV)/installed-dev ## test the launcher, on a cloud of this machi
 
 test-cloud-slow: $(VENV)/installed-dev ## test whole launches and what can go wrong in them, which takes longer
 	$(BIN)/python -m pytest -q -m 'slow and cloud' tests/cloud tests/launcher
+
+bench: $(VENV)/installed ## time this machine: lines of JSON; `python -m bench --compare OLD NEW` compares
+	$(BIN)/python -m bench
 
 test-slow: $(VENV)/installed-dev ## run the tests that take longer
 	$(BIN)/python -m pytest -q -m 'slow and not cloud'
