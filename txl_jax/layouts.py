@@ -1,10 +1,9 @@
 """The named data sets, and the files that the original's getdata.sh leaves of them.
 
-Their splits are in files of known names. These are read in blocks, so that a file need not fit into
-memory; a document is such a block, and nothing is added to it.
+Their splits are in files of known names. A split is one document, and nothing is added to it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -114,7 +113,6 @@ _BLOCK = 1 << 20
 class Named:
     """A named data set, in files that the user has put into its folder."""
 
-    of_files = False
     root: Path
     """Folder that the files lie in."""
     layout: Layout
@@ -148,19 +146,24 @@ class Named:
         folder = self.layout.folder
         return {f"{folder}/{path.relative_to(self.root).as_posix()}": path for path in paths}
 
-    def documents(self, split: str) -> Iterator[bytes]:
-        """The text of a split in blocks of about a megabyte, of whole lines where it has lines.
+    def documents(self, split: str) -> Iterator[Iterable[bytes]]:
+        """The text of a split, one document, in blocks of about a megabyte, of whole lines where
+        it has lines.
 
         A newline is added to a last line that has none.
 
-        Raises UserError for a file that cannot be read, or is not UTF-8 where it has lines.
+        The document raises UserError for a file that cannot be read, or is not UTF-8 where it has
+        lines.
         """
+        yield self._text(split)
+
+    def _text(self, split: str) -> Iterator[bytes]:
         for path in self.files[split]:
             try:
                 with path.open("rb") as file:
                     yield from blocks(self.layout, file, path)
             except OSError as error:
-                raise unreadable(error) from None
+                raise unreadable(error, path) from None
 
 
 def has_files(cfg: DataConfig) -> bool:
@@ -199,7 +202,7 @@ def check_vocab(cfg: DataConfig) -> None:
 
 
 def blocks(layout: Layout, file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """The text of an open file, as `Named.documents` gives it; errors name `path`.
+    """The text of an open file in blocks, as in `Named.documents`; errors name `path`.
 
     Raises UserError where the layout has lines and the file is not UTF-8.
     """

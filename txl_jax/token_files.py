@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,7 +175,7 @@ class _Source:
             try:
                 status = path.stat()
             except OSError as error:
-                raise unreadable(error) from None
+                raise unreadable(error, path) from None
             changed = status.st_ctime_ns
             coarse = changed % 1_000_000_000 == 0
             settled = max(settled, changed + (_COARSE_TICK_NS if coarse else _TICK_NS))
@@ -214,7 +214,7 @@ class _Reader:
         """The text of a split; UserError where there is none but white space."""
         text, lengths = hashlib.sha256(), hashlib.sha256()
         blank = True
-        for document in self._documents(split):
+        for document in self._corpus.documents(split):
             length = 0
             for piece in pieces.cut(document, pieces.SIZE):
                 text.update(piece)
@@ -229,10 +229,6 @@ class _Reader:
                 f"{self._corpus.root} has nothing but empty lines for the split {split!r}: add text"
             )
         self._hash.update(split.encode() + text.digest() + lengths.digest())
-
-    def _documents(self, split: str) -> Iterator[Iterable[bytes]]:
-        documents = self._corpus.documents(split)
-        return ([text] for text in documents) if self._corpus.of_files else iter([documents])
 
     def fingerprint(self) -> str:
         return self._hash.hexdigest()

@@ -7,7 +7,7 @@ split.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,8 +22,8 @@ from txl_jax.folders import Folder, chosen, deal, files_of, whole_lines
 class Wiki(Folder):
     """Files of articles that are dealt to the splits by a hash of their names."""
 
-    def documents(self, split: str) -> Iterator[bytes]:
-        """The articles of a split, in order; one at a time is in memory.
+    def documents(self, split: str) -> Iterator[Iterable[bytes]]:
+        """The articles of a split, in order, each in one block.
 
         Articles without text are left out.
 
@@ -32,13 +32,13 @@ class Wiki(Folder):
         """
         return super().documents(split)
 
-    def _documents_of(self, name: str) -> Iterator[bytes]:
+    def _documents_of(self, name: str) -> Iterator[Iterable[bytes]]:
         path = self.root / name
         with path.open("rb") as file:
             articles = _from_json if file.read(1) == b"{" else _from_tags
             file.seek(0)
             for text in articles(file, path):
-                yield whole_lines(text) + END
+                yield [whole_lines(text) + END]
 
 
 def wiki(cfg: DataConfig) -> Wiki:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from txl_jax import storage
+from txl_jax.documents import unreadable
 from txl_jax.errors import UserError
 from txl_jax.measure import PERPLEXITY, Measure
 from txl_jax.workers import Workers
@@ -58,7 +59,7 @@ class WordsVocab:
         try:
             lines = path.read_text("utf-8").split("\n")
         except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+            raise unreadable(error, path) from None
         except UnicodeDecodeError:
             lines = []
         words = tuple(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
