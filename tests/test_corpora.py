@@ -291,10 +291,24 @@ def test_enwik8_is_the_bytes_that_the_original_reads_as_numbers(tmp_path, monkey
         numbers = (str(byte) if byte != ord("\n") else "\n" for byte in text)
         files[f"enwik8/{split}.txt"] = " ".join(numbers).encode()
         files[f"enwik8/{split}.txt.raw"] = text
-    corpus = named("enwik8", write(tmp_path, files), "bytes")
-    for split in SPLITS:
-        numbers = [int(symbol) for symbol in files[f"enwik8/{split}.txt"].split()]
-        assert list(text_of(corpus, split)) == numbers
+    write(tmp_path, files)
+    for _ in ("bytes", "numbers"):
+        corpus = named("enwik8", tmp_path, "bytes")
+        for split in SPLITS:
+            numbers = [int(symbol) for symbol in files[f"enwik8/{split}.txt"].split()]
+            assert list(text_of(corpus, split)) == numbers
+            (tmp_path / f"enwik8/{split}.txt.raw").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("é".encode(), r"has b'\xc3\xa9' where"), (b"97 256", "has b'256' where")]
+)
+def test_text_where_enwik8_has_numbers(tmp_path, content, says):
+    write(tmp_path, {f"enwik8/{split}.txt": content for split in SPLITS})
+    with pytest.raises(UserError) as caught:
+        text_of(named("enwik8", tmp_path, "bytes"), "train")
+    message = str(caught.value)
+    assert f"train.txt {says} numbers from 0 to 255 stand" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
@@ -364,7 +378,7 @@ def test_the_words_of_wikitext_are_those_of_its_training_text(tmp_path):
         ),
         (
             *("enwik8", "bytes", {"enwik8/train.txt.raw": b"a"}),
-            "enwik8 lacks valid.txt.raw, test.txt.raw of enwik8: getdata.sh",
+            "enwik8 lacks valid.txt.raw or valid.txt, test.txt.raw or test.txt of enwik8: getdata",
         ),
         (
             *("ptb", "words", {"enwik8/train.txt.raw": b"a"}),

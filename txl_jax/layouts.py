@@ -33,6 +33,8 @@ class Layout:
     """The sign that ends a line also stands before the first one of a split."""
     only_bytes: bool = False
     """The text has no lines: blocks end anywhere, and its tokens are bytes."""
+    numbers: str = ""
+    """Ends the names of files in which bytes are written as numbers, with white space between."""
     left_out: bytes = b""
     """Bytes that are no text."""
     spaces: bytes = b""
@@ -57,12 +59,13 @@ LAYOUTS = {
     ),
     # The original reads train.txt, where prep_enwik8.py writes each byte as a number but a newline
     # as itself, and drops that as white space: 204 values are left. In train.txt.raw, which the
-    # same script writes, the same bytes stand as they are.
+    # same script writes, the same bytes stand as they are, and are read faster.
     "enwik8": Layout(
         "enwik8",
-        {split: (f"{split}.txt.raw",) for split in SPLITS},
+        {split: (f"{split}.txt.raw", f"{split}.txt") for split in SPLITS},
         f"{_GETDATA} from enwik8.zip",
         only_bytes=True,
+        numbers=".txt",
         left_out=b"\n",
     ),
     # In train.txt each character is followed by a space, and a space is written as "_".
@@ -107,6 +110,7 @@ LAYOUTS = {
 """The data sets that have a name, by it."""
 
 _BLOCK = 1 << 20
+_VALUES = {str(value).encode(): value for value in range(0x100)}
 
 
 @dataclass(frozen=True)
@@ -204,9 +208,12 @@ def check_vocab(cfg: DataConfig) -> None:
 def blocks(layout: Layout, file: IO[bytes], path: Path) -> Iterator[bytes]:
     """The text of an open file in blocks, as in `Named.documents`; errors name `path`.
 
-    Raises UserError where the layout has lines and the file is not UTF-8.
+    Raises UserError where the layout has lines and the file is not UTF-8, or has numbers and the
+    file something else.
     """
-    if layout.only_bytes:
+    if layout.numbers and path.suffix == layout.numbers:
+        yield from _of_numbers(file, path)
+    elif layout.only_bytes:
         table = bytes.maketrans(layout.spaces, b" " * len(layout.spaces))
         while block := file.read(_BLOCK):
             yield block.translate(table, delete=layout.left_out)
@@ -217,6 +224,25 @@ def blocks(layout: Layout, file: IO[bytes], path: Path) -> Iterator[bytes]:
             check_utf8(block, path, start)
             start += len(block)
             yield block if block.endswith(b"\n") else block + b"\n"
+
+
+def _of_numbers(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    begun = b""
+    while block := file.read(_BLOCK):
+        numbers = (begun + block).split()
+        begun = b"" if block[-1:].isspace() else numbers.pop()
+        yield _bytes(numbers, path)
+    yield _bytes([begun] if begun else [], path)
+
+
+def _bytes(numbers: list[bytes], path: Path) -> bytes:
+    try:
+        return bytes(map(_VALUES.__getitem__, numbers))
+    except KeyError as error:
+        raise UserError(
+            f"{path} has {error.args[0][:20]!r} where numbers from 0 to 255 stand in what "
+            f"prep_enwik8.py writes: text as it is belongs into {path.name}.raw"
+        ) from None
 
 
 def _root(cfg: DataConfig) -> Path:
