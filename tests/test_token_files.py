@@ -334,6 +334,30 @@ def test_a_vocabulary_of_another_corpus(tmp_path):
     assert folders(cfg) == [path, tmp_path / "wikitext-103"]
 
 
+def test_a_list_of_words(cfg, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("<unk>\nGröße\nDatei\n")
+    cfg = dataclasses.replace(cfg, vocab="words", vocab_file=str(path))
+    files = token_files.prepare(cfg)
+    counts = files.counts["train"]
+    assert isinstance(files.vocab, WordsVocab)
+    assert files.vocab.words == ("<eos>", "<unk>", "Größe", "Datei")
+    assert files.splits["train"][:4].tolist() == [3, 1, 2, 0] and counts.unknown > 0
+    assert counts.unknown == counts.tokens // 4
+    assert token_files.prepare(cfg).folder == files.folder
+    path.write_text("<unk>\nx\ny\n")
+    with pytest.raises(UserError, match=r"words\.txt is the vocabulary of another corpus: of the"):
+        token_files.prepare(cfg)
+
+
+def test_a_list_of_words_for_a_corpus_of_small_letters(tmp_path):
+    write(tmp_path / "penn", {f"{split}.txt": b" The N <unk> \n" for split in SPLITS})
+    (tmp_path / "words.txt").write_text("n\n<unk>\nThe\nthe\n")
+    cfg = DataConfig("ptb", vocab="words", data_dir=str(tmp_path))
+    files = token_files.prepare(dataclasses.replace(cfg, vocab_file=str(tmp_path / "words.txt")))
+    assert files.splits["train"].tolist() == [4, 1, 2, 0]
+
+
 def test_bpe_is_prepared_as_others_are(cfg):
     cfg = dataclasses.replace(cfg, vocab="bpe", vocab_size=300)
     files = token_files.prepare(cfg)

@@ -31,8 +31,9 @@ from txl_jax import corpora, known_sizes, pieces, storage, vocab
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, Corpus, unreadable
 from txl_jax.errors import UserError
+from txl_jax.layouts import LAYOUTS
 from txl_jax.vocab import Vocab
-from txl_jax.words_vocab import WordsVocab
+from txl_jax.words_vocab import LISTED_EOS, WordsVocab
 
 _FORMAT = 2
 """Raised when the same corpus and settings would give other token files than before."""
@@ -119,7 +120,9 @@ class _Source:
     def __init__(self, cfg: DataConfig):
         self.cfg = cfg
         self.name = f"{cfg.dataset}-{cfg.vocab}"
-        self.given = vocab.load(Path(cfg.vocab_file)) if cfg.vocab_file else None
+        lower_case = cfg.dataset in LAYOUTS and LAYOUTS[cfg.dataset].lower_case
+        file = Path(cfg.vocab_file)
+        self.given = vocab.given(file, cfg.vocab, lower_case) if cfg.vocab_file else None
         if self.given and self.given.kind != cfg.vocab:
             raise UserError(
                 f"--vocab-file {cfg.vocab_file} is a vocabulary of {self.given.kind}: add --vocab "
@@ -133,7 +136,7 @@ class _Source:
         corpora.obtain(cfg)
         self.corpus: Corpus = corpora.open_corpus(cfg)
         if self.given is None and self.corpus.word_list:
-            self.given = WordsVocab.listed(self.corpus.word_list)
+            self.given = WordsVocab.listed(self.corpus.word_list, LISTED_EOS)
 
     @property
     def processes(self) -> int:
