@@ -217,6 +217,7 @@ def test_another_file_is_no_list_of_words(tmp_path, content):
         ("<S>\n<UNK>\n", ("<S>", "<UNK>"), "<S>"),
         ("der\nGröße", ("<eos>", "der", "Größe"), "<eos>"),
         ("7\n[\n", ("<eos>", "7", "["), "<eos>"),
+        ("a\n10\u00a0000\n1\u00a0m\nb\nc\n", ("<eos>", "a", "10", "1", "b", "c"), "<eos>"),
     ],
 )
 def test_a_list_of_words_that_a_user_names(tmp_path, content, words, eos):
