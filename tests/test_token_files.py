@@ -111,8 +111,10 @@ def test_what_was_found_is_counted(cfg):
 
 def test_prepared_files_are_used_again_and_the_text_is_not_read(cfg, monkeypatch):
     first = token_files.prepare(cfg)
+    assert first.new
     monkeypatch.delattr(Folder, "documents")
     second = token_files.prepare(cfg)
+    assert not second.new
     assert (second.folder, second.fingerprint) == (first.folder, first.fingerprint)
     assert (second.counts, second.commonest) == (first.counts, first.commonest)
     for split in SPLITS:

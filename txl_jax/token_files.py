@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -82,6 +82,8 @@ class TokenFiles:
     """Of train, valid and test."""
     commonest: tuple[tuple[str, int], ...]
     """The twenty commonest tokens of train as people read them, and how often they occur."""
+    new: bool = False
+    """Whether they had to be made, or the corpus to be read, at this start."""
 
 
 def prepare(cfg: DataConfig) -> TokenFiles:
@@ -103,7 +105,7 @@ def prepare(cfg: DataConfig) -> TokenFiles:
             source.remove_unfinished()
             # Taken before the text is read: what changes meanwhile makes the next start read it.
             signature = source.signature()
-            return _known(source, signature) or _read(source, signature)
+            return replace(_known(source, signature) or _read(source, signature), new=True)
     except OSError as error:
         raise UserError(
             f"cannot write token files to {data_dir}: {error.strerror}; make room there or name "
