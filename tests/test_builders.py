@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import json
 import random
 import re
 import signal
@@ -12,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.lm1b import lm1b_dataset_builder as lm1b
 from tensorflow_datasets.datasets.tiny_shakespeare import tiny_shakespeare_dataset_builder
 
 from tests.archives import PAGE, Archives, serving, tarred, write, zipped
 from tests.texts import documents
-from txl_jax import corpora, layouts, prepared, sources, token_files
+from txl_jax import builders, corpora, data, layouts, prepared, sources, token_files
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, Corpus
 from txl_jax.errors import UserError
+from txl_jax.folders import Folder
 from txl_jax.layouts import LAYOUTS, Named
 from txl_jax.prepared import Prepared
 
@@ -556,3 +559,110 @@ def test_a_disk_that_is_full_is_one_line(archives, tmp_path, size, what):
     status, *left = output.split()
     assert status == "2"
     assert [name for name in left if "ptb" in name or ".tmp" in name] == []
+
+
+# --- documents of a folder
+
+TEXT = {
+    **{f"{i}/é {j}.txt": f"Text {i} – {j}\nno end".encode() for i in range(20) for j in range(10)},
+    "binary.txt": b"a\0b",
+}
+ARTICLES = '<doc id="{0}" url="u" title="T{0}">\nT{0}\n\nText.\n</doc>\n' * 2
+
+
+def folder_of(dataset: str, folder: Path) -> DataConfig:
+    files = TEXT
+    if dataset == "wiki":
+        files = {f"AA/wiki_{i:03}": ARTICLES.format(i).encode() for i in range(200)}
+    settings: dict[str, Any] = {"dataset": dataset, "text_dir": str(write(folder / "text", files))}
+    return DataConfig(**settings, data_dir=str(folder / "data"))
+
+
+def written(cfg: DataConfig) -> Path:
+    corpus = corpora.open_corpus(cfg)
+    assert isinstance(corpus, Folder)
+    return builders.prepare_documents(cfg.dataset, corpus, Path(cfg.data_dir))
+
+
+@pytest.mark.parametrize("dataset", ["text", "code", "wiki"])
+def test_documents_are_records_in_their_order(tmp_path, dataset):
+    cfg = folder_of(dataset, tmp_path)
+    folder = written(cfg)
+    assert folder.parent.parent == tmp_path / "data" / "tfds" / dataset
+    builder: Any = tfds.builder_from_directory(folder)
+    corpus = corpora.open_corpus(cfg)
+    assert isinstance(corpus, Folder)
+    for split in SPLITS:
+        records = builder.as_data_source(split=split)
+        texts = documents(corpus, split)
+        assert [records[i]["text"] for i in range(len(records))] == texts and texts
+        paths = [path for path, _ in corpus.documents_by_file(split)]
+        assert [records[i]["path"].decode() for i in range(len(records))] == paths
+
+
+def test_documents_are_written_again_only_when_they_have_changed(tmp_path):
+    cfg = folder_of("text", tmp_path)
+    first = written(cfg)
+    before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    for path in (tmp_path / "text").rglob("*.txt"):
+        path.touch()
+    assert written(cfg) == first
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
+    (tmp_path / "text" / "3" / "é 3.txt").write_bytes(b"Text 3 - 3\nno end")
+    second = written(cfg)
+    assert second != first
+    (tmp_path / "text" / "3" / "é 3.txt").rename(tmp_path / "text" / "3" / "e 3.txt")
+    assert written(cfg) not in (first, second)
+
+
+def test_documents_that_change_while_they_are_written_are_one_line(tmp_path, monkeypatch):
+    cfg = folder_of("text", tmp_path)
+    given, calls = Folder.documents_by_file, []
+
+    def changing(corpus: Folder, split: str) -> Iterator[Any]:
+        calls.append(split)
+        if len(calls) == 4:  # what is written
+            (tmp_path / "text" / corpus.files["test"][0]).write_bytes(b"other")
+        return given(corpus, split)
+
+    monkeypatch.setattr(Folder, "documents_by_file", changing)
+    with pytest.raises(UserError, match="changed while they were read: start again"):
+        written(cfg)
+    assert files_below(tmp_path / "data") == []
+
+
+def test_a_killed_writer_of_documents_leaves_nothing_in_place(tmp_path):
+    cfg = folder_of("text", tmp_path)
+    script = """
+        import os, signal, sys
+        from txl_jax import data, folders
+        given = folders.Folder.documents_by_file
+        seen = []
+
+        def documents(corpus, split):
+            seen.append(split)
+            if seen.count("valid") == 4:  # vocabulary, tokens and hash came before
+                os.kill(os.getpid(), signal.SIGKILL)
+            return given(corpus, split)
+
+        folders.Folder.documents_by_file = documents
+        data.main(sys.argv[1:])
+    """
+    words = ["prepare", "--dataset", "text", "--text-dir", cfg.text_dir, "--data-dir", cfg.data_dir]
+    command = [sys.executable, "-c", textwrap.dedent(script), *words, "--tfds"]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "data" / "tfds" / "text").glob("*/*")
+    assert "incomplete" in left.name
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "txl_jax.data", *words, "--tfds", "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["tfds"] == str(written(cfg))
+    assert not left.exists()
+
+
+def test_a_named_data_set_is_no_folder_of_documents():
+    with pytest.raises(UserError, match="--tfds is for text, code, wiki and stdlib: wikitext-2 be"):
+        data.main(["prepare", "--dataset", "wikitext-2", "--vocab", "words", "--tfds"])

@@ -90,13 +90,13 @@ class Code(Folder):
 
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
-    def documents(self, split: str) -> Iterator[Iterable[bytes]]:
-        """The documents of a split, as `Folder.documents`.
+    def documents_by_file(self, split: str) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """The documents of a split, as those of `Folder`.
 
         Files that are not UTF-8 or have too long lines are left out as well; at the end of the last
         split a line on standard error says how many.
         """
-        yield from super().documents(split)
+        yield from super().documents_by_file(split)
         if split == SPLITS[-1]:
             self.left_out.say()
 

@@ -61,7 +61,11 @@ class Folder:
         return {name: self.root / name for split in SPLITS for name in self.files[split]}
 
     def documents(self, split: str) -> Iterator[Iterable[bytes]]:
-        """The documents of a split, in order, each in blocks.
+        """The documents of a split, in order, each in blocks; as `documents_by_file`."""
+        return (document for _, document in self.documents_by_file(split))
+
+    def documents_by_file(self, split: str) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """The documents of a split, in order, each in blocks, with the path of its file below root.
 
         Empty files and files with NUL bytes (binary ones) are left out. To know that, a file that
         is longer than a block is read twice.
@@ -74,7 +78,7 @@ class Folder:
             try:
                 for document in self._documents_of(name):
                     empty = False
-                    yield document
+                    yield name, document
             except OSError as error:
                 raise unreadable(error, self.root / name) from None
         if empty:

@@ -22,15 +22,15 @@ from txl_jax.folders import Folder, chosen, deal, files_of, whole_lines
 class Wiki(Folder):
     """Files of articles that are dealt to the splits by a hash of their names."""
 
-    def documents(self, split: str) -> Iterator[Iterable[bytes]]:
-        """The articles of a split, in order, each in one block.
+    def documents_by_file(self, split: str) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """The articles of a split, in order, each in one block, with the path of its file.
 
         Articles without text are left out.
 
         Raises UserError for a file that cannot be read, is not UTF-8, is cut off or comes from
         something else, and at the end of a split that had no article.
         """
-        return super().documents(split)
+        return super().documents_by_file(split)
 
     def _documents_of(self, name: str) -> Iterator[Iterable[bytes]]:
         path = self.root / name
