@@ -127,7 +127,8 @@ def test_files_that_were_touched_are_read_once_more(cfg, monkeypatch):
     os.utime(Path(cfg.text_dir, "3.txt"))
     with monkeypatch.context() as patch:
         patch.delattr(vocab.BytesVocab, "encode")  # so that nothing can be made again
-        assert token_files.prepare(cfg).folder == first.folder
+        again = token_files.prepare(cfg)
+        assert again.folder == first.folder and not again.new
         patch.delattr(Folder, "documents")
         assert token_files.prepare(cfg).folder == first.folder
 

@@ -83,7 +83,7 @@ class TokenFiles:
     commonest: tuple[tuple[str, int], ...]
     """The twenty commonest tokens of train as people read them, and how often they occur."""
     new: bool = False
-    """Whether they had to be made, or the corpus to be read, at this start."""
+    """Whether they were made at this start, by this process or one that it waited for."""
 
 
 def prepare(cfg: DataConfig) -> TokenFiles:
@@ -105,7 +105,8 @@ def prepare(cfg: DataConfig) -> TokenFiles:
             source.remove_unfinished()
             # Taken before the text is read: what changes meanwhile makes the next start read it.
             signature = source.signature()
-            return replace(_known(source, signature) or _read(source, signature), new=True)
+            files = _known(source, signature)
+            return replace(files, new=True) if files else _read(source, signature)
     except OSError as error:
         raise UserError(
             f"cannot write token files to {data_dir}: {error.strerror}; make room there or name "
@@ -296,14 +297,14 @@ def _read(source: _Source, signature: str) -> TokenFiles:
     # Byte-pair encoding made by another version of its library may be another one.
     fingerprint = hashlib.sha256(f"{text} {vocabulary.to_json()}".encode()).hexdigest()
     folder = _folder(source, fingerprint)
-    if _open(folder, fingerprint):
+    if known := _open(folder, fingerprint):
         _sign(folder, signature)
     else:
         _make(folder, source, vocabulary, text, fingerprint, signature)
     files = _open(folder, fingerprint)
     if files is None:
         raise UserError(f"the token files in {folder} are damaged: remove the folder, start again")
-    return files
+    return replace(files, new=known is None)
 
 
 def _sign(folder: Path, signature: str) -> None:
