@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.lm1b import lm1b_dataset_builder as lm1b
 from tensorflow_datasets.datasets.tiny_shakespeare import tiny_shakespeare_dataset_builder
 
+from tests import tiny
 from tests.archives import PAGE, Archives, serving, tarred, write, zipped
 from tests.texts import documents
 from txl_jax import builders, corpora, data, layouts, prepared, sources, token_files
@@ -26,6 +27,8 @@ from txl_jax.errors import UserError
 from txl_jax.folders import Folder
 from txl_jax.layouts import LAYOUTS, Named
 from txl_jax.prepared import Prepared
+
+pytest_plugins = ["tests.tiny_runs"]
 
 
 @pytest.fixture
@@ -159,6 +162,24 @@ def test_token_files_are_the_same_either_way(archives, tmp_path, dataset, serve)
     assert built.fingerprint == manual.fingerprint and built.folder.name == manual.folder.name
     for split in SPLITS:
         assert built.splits[split].tolist() == manual.splits[split].tolist()
+
+
+def test_losses_are_the_same_either_way(archives, shell, tmp_path):
+    files = wikitext(archives, "wikitext-2")
+    corpora.obtain(config("wikitext-2", tmp_path / "built"))
+    write(tmp_path / "manual" / "wikitext-2", files)
+    words = [*tiny.WORDS, "--dataset", "wikitext-2", "--text-dir", ""]
+    words += ["--vocab", "bpe", "--vocab-size", "300", "--max-tokens", "1280", "--eval-every", "10"]
+    runs = []
+    for name in ("built", "manual"):
+        runs.append(tmp_path / "runs" / name)
+        folders = ("--data-dir", str(tmp_path / name), "--logdir", str(runs[-1]))
+        status, output, errors = shell.run("train", *words, *folders)
+        assert (status, errors) == (0, "")
+        assert f"token files: {tmp_path / name}/wikitext-2-bpe-" in output
+    assert (tmp_path / "built" / "tfds").exists() and not (tmp_path / "manual" / "tfds").exists()
+    assert len(tiny.learned(runs[0])) > 3
+    tiny.same_run(*runs)
 
 
 def test_characters_of_penn_treebank_are_sentences_with_spaces_between_words(archives, tmp_path):
