@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import json
 import random
 import re
 import signal
@@ -12,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.lm1b import lm1b_dataset_builder as lm1b
 from tensorflow_datasets.datasets.tiny_shakespeare import tiny_shakespeare_dataset_builder
 
+from tests import tiny
 from tests.archives import PAGE, Archives, serving, tarred, write, zipped
-from txl_jax import corpora, layouts, prepared, sources, token_files
+from tests.texts import documents
+from txl_jax import builders, corpora, data, layouts, prepared, sources, token_files
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, Corpus
 from txl_jax.errors import UserError
+from txl_jax.folders import Folder
 from txl_jax.layouts import LAYOUTS, Named
 from txl_jax.prepared import Prepared
+
+pytest_plugins = ["tests.tiny_runs"]
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def obtained(cfg: DataConfig) -> Corpus:
 
 
 def texts(corpus: Corpus) -> dict[str, bytes]:
-    return {split: b"".join(corpus.documents(split)) for split in SPLITS}
+    return {split: b"".join(documents(corpus, split)) for split in SPLITS}
 
 
 def files_below(folder: Path) -> list[str]:
@@ -134,7 +141,8 @@ def test_builder_and_manual_folder_give_the_same_text(
         for name in files_below(folder)
     ]
     if not LAYOUTS[dataset].only_bytes:
-        assert all(text.endswith(b"\n") for text in built.documents("train"))
+        (document,) = built.documents("train")
+        assert all(block.endswith(b"\n") for block in document)
 
 
 @pytest.mark.usefixtures("any_size")
@@ -154,6 +162,24 @@ def test_token_files_are_the_same_either_way(archives, tmp_path, dataset, serve)
     assert built.fingerprint == manual.fingerprint and built.folder.name == manual.folder.name
     for split in SPLITS:
         assert built.splits[split].tolist() == manual.splits[split].tolist()
+
+
+def test_losses_are_the_same_either_way(archives, shell, tmp_path):
+    files = wikitext(archives, "wikitext-2")
+    corpora.obtain(config("wikitext-2", tmp_path / "built"))
+    write(tmp_path / "manual" / "wikitext-2", files)
+    words = [*tiny.WORDS, "--dataset", "wikitext-2", "--text-dir", ""]
+    words += ["--vocab", "bpe", "--vocab-size", "300", "--max-tokens", "1280", "--eval-every", "10"]
+    runs = []
+    for name in ("built", "manual"):
+        runs.append(tmp_path / "runs" / name)
+        folders = ("--data-dir", str(tmp_path / name), "--logdir", str(runs[-1]))
+        status, output, errors = shell.run("train", *words, *folders)
+        assert (status, errors) == (0, "")
+        assert f"token files: {tmp_path / name}/wikitext-2-bpe-" in output
+    assert (tmp_path / "built" / "tfds").exists() and not (tmp_path / "manual" / "tfds").exists()
+    assert len(tiny.learned(runs[0])) > 3
+    tiny.same_run(*runs)
 
 
 def test_characters_of_penn_treebank_are_sentences_with_spaces_between_words(archives, tmp_path):
@@ -554,3 +580,110 @@ def test_a_disk_that_is_full_is_one_line(archives, tmp_path, size, what):
     status, *left = output.split()
     assert status == "2"
     assert [name for name in left if "ptb" in name or ".tmp" in name] == []
+
+
+# --- documents of a folder
+
+TEXT = {
+    **{f"{i}/é {j}.txt": f"Text {i} – {j}\nno end".encode() for i in range(20) for j in range(10)},
+    "binary.txt": b"a\0b",
+}
+ARTICLES = '<doc id="{0}" url="u" title="T{0}">\nT{0}\n\nText.\n</doc>\n' * 2
+
+
+def folder_of(dataset: str, folder: Path) -> DataConfig:
+    files = TEXT
+    if dataset == "wiki":
+        files = {f"AA/wiki_{i:03}": ARTICLES.format(i).encode() for i in range(200)}
+    settings: dict[str, Any] = {"dataset": dataset, "text_dir": str(write(folder / "text", files))}
+    return DataConfig(**settings, data_dir=str(folder / "data"))
+
+
+def written(cfg: DataConfig) -> Path:
+    corpus = corpora.open_corpus(cfg)
+    assert isinstance(corpus, Folder)
+    return builders.prepare_documents(cfg.dataset, corpus, Path(cfg.data_dir))
+
+
+@pytest.mark.parametrize("dataset", ["text", "code", "wiki"])
+def test_documents_are_records_in_their_order(tmp_path, dataset):
+    cfg = folder_of(dataset, tmp_path)
+    folder = written(cfg)
+    assert folder.parent.parent == tmp_path / "data" / "tfds" / dataset
+    builder: Any = tfds.builder_from_directory(folder)
+    corpus = corpora.open_corpus(cfg)
+    assert isinstance(corpus, Folder)
+    for split in SPLITS:
+        records = builder.as_data_source(split=split)
+        texts = documents(corpus, split)
+        assert [records[i]["text"] for i in range(len(records))] == texts and texts
+        paths = [path for path, _ in corpus.documents_by_file(split)]
+        assert [records[i]["path"].decode() for i in range(len(records))] == paths
+
+
+def test_documents_are_written_again_only_when_they_have_changed(tmp_path):
+    cfg = folder_of("text", tmp_path)
+    first = written(cfg)
+    before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    for path in (tmp_path / "text").rglob("*.txt"):
+        path.touch()
+    assert written(cfg) == first
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
+    (tmp_path / "text" / "3" / "é 3.txt").write_bytes(b"Text 3 - 3\nno end")
+    second = written(cfg)
+    assert second != first
+    (tmp_path / "text" / "3" / "é 3.txt").rename(tmp_path / "text" / "3" / "e 3.txt")
+    assert written(cfg) not in (first, second)
+
+
+def test_documents_that_change_while_they_are_written_are_one_line(tmp_path, monkeypatch):
+    cfg = folder_of("text", tmp_path)
+    given, calls = Folder.documents_by_file, []
+
+    def changing(corpus: Folder, split: str) -> Iterator[Any]:
+        calls.append(split)
+        if len(calls) == 4:  # what is written
+            (tmp_path / "text" / corpus.files["test"][0]).write_bytes(b"other")
+        return given(corpus, split)
+
+    monkeypatch.setattr(Folder, "documents_by_file", changing)
+    with pytest.raises(UserError, match="changed while they were read: start again"):
+        written(cfg)
+    assert files_below(tmp_path / "data") == []
+
+
+def test_a_killed_writer_of_documents_leaves_nothing_in_place(tmp_path):
+    cfg = folder_of("text", tmp_path)
+    script = """
+        import os, signal, sys
+        from txl_jax import data, folders
+        given = folders.Folder.documents_by_file
+        seen = []
+
+        def documents(corpus, split):
+            seen.append(split)
+            if seen.count("valid") == 4:  # vocabulary, tokens and hash came before
+                os.kill(os.getpid(), signal.SIGKILL)
+            return given(corpus, split)
+
+        folders.Folder.documents_by_file = documents
+        data.main(sys.argv[1:])
+    """
+    words = ["prepare", "--dataset", "text", "--text-dir", cfg.text_dir, "--data-dir", cfg.data_dir]
+    command = [sys.executable, "-c", textwrap.dedent(script), *words, "--tfds"]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "data" / "tfds" / "text").glob("*/*")
+    assert "incomplete" in left.name
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "txl_jax.data", *words, "--tfds", "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["tfds"] == str(written(cfg))
+    assert not left.exists()
+
+
+def test_a_named_data_set_is_no_folder_of_documents():
+    with pytest.raises(UserError, match="--tfds is for text, code, wiki and stdlib: wikitext-2 be"):
+        data.main(["prepare", "--dataset", "wikitext-2", "--vocab", "words", "--tfds"])

@@ -2,9 +2,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.archives import write
-from txl_jax import corpora
+from tests.texts import documents
+from txl_jax import code as code_files
+from txl_jax import corpora, text_files
 from txl_jax.code import Code
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS
@@ -41,7 +45,7 @@ def checkout(folder: Path, files: dict[str, bytes]) -> Path:
 def test_a_document_is_path_sign_and_content_after_the_sign_between_files(tmp_path):
     files = {TRAIN: "if é:\r\n\n    pass   \n".encode(), VALID: b"no end of line", TEST: b"\n"}
     corpus = code(write(tmp_path, files))
-    assert [list(corpus.documents(split)) for split in SPLITS] == [
+    assert [documents(corpus, split) for split in SPLITS] == [
         [f"␢\n{TRAIN}\n₣\nif é:\r\n\n    pass   \n".encode()],
         [f"␢\n{VALID}\n₣\nno end of line\n".encode()],
         [f"␢\n{TEST}\n₣\n\n".encode()],
@@ -67,17 +71,31 @@ def test_what_is_no_source_code_is_left_out_and_counted_once(tmp_path, capfd):
     fits = {"740.py": "é".encode() * 740 + b"\n"}
     corpus = code(write(tmp_path, THREE | others | fits))
     for _ in range(2):
-        documents = [document for split in SPLITS for document in corpus.documents(split)]
-        assert len(documents) == 4
+        assert sum(len(documents(corpus, split)) for split in SPLITS) == 4
     assert capfd.readouterr() == (
         "",
         "files left out: 2 with lines above 740 characters and 2 not UTF-8, such as a.min.js\n",
     )
 
 
+@given(st.lists(st.text("aé\n", max_size=30)), st.integers(1, 9), st.integers(1, 12))
+def test_a_long_line_is_found_wherever_blocks_end(tmp_path_factory, parts, longest, block):
+    content = "\n".join(parts) + "."
+    root = write(tmp_path_factory.mktemp("code"), THREE | {TRAIN: content.encode()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "_BLOCK", block)
+        patch.setattr(code_files, "_LONGEST_LINE", longest)
+        corpus = code(root)
+        if any(len(line) > longest for line in content.split("\n")):
+            with pytest.raises(UserError, match="has no text for the split 'train'"):
+                documents(corpus, "train")
+        else:
+            assert documents(corpus, "train") == [f"␢\n{TRAIN}\n₣\n{content}\n".encode()]
+
+
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capfd):
     corpus = code(write(tmp_path, THREE))
-    assert sum(len(list(corpus.documents(split))) for split in SPLITS) == 3
+    assert sum(len(documents(corpus, split)) for split in SPLITS) == 3
     assert capfd.readouterr() == ("", "")
 
 
@@ -160,4 +178,4 @@ def test_a_folder_without_source_code(tmp_path):
         code(tmp_path)
     write(tmp_path, {TRAIN: b"\xff"})
     with pytest.raises(UserError, match="has no text for the split 'train'"):
-        list(code(tmp_path).documents("train"))
+        documents(code(tmp_path), "train")

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import sysconfig
 from pathlib import Path
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from txl_jax import corpora, layouts, token_files
+from tests.texts import documents
+from txl_jax import corpora, layouts, text_files, token_files
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, Corpus
 from txl_jax.errors import UserError
@@ -46,7 +48,7 @@ TRAIN, VALID, TEST = "asyncio/coroutines.py", "asyncio/queues.py", "typing.py"
 def test_documents_are_the_bytes_of_the_files_each_ended_by_a_form_feed(tmp_path):
     files = {TRAIN: b"a\r\nb", VALID: "é\n\n".encode(), TEST: b"\xef\xbb\xbfc\n"}
     corpus = text_corpus(write(tmp_path, files))
-    assert [list(corpus.documents(split)) for split in SPLITS] == [
+    assert [documents(corpus, split) for split in SPLITS] == [
         [b"a\r\nb\n\f"],
         ["é\n\n".encode() + b"\f"],
         [b"\xef\xbb\xbfc\n\f"],
@@ -60,7 +62,7 @@ def test_binary_and_empty_files_are_no_documents(tmp_path):
     write(tmp_path, {f"{i}.empty": b"" for i in range(100)})
     write(tmp_path, {TRAIN: b"a\n", VALID: b"b\n", TEST: b"c\n", "binary": binary})
     corpus = text_corpus(tmp_path)
-    assert [list(corpus.documents(split)) for split in SPLITS] == [
+    assert [documents(corpus, split) for split in SPLITS] == [
         [b"a\n\f"],
         [b"b\n\f"],
         [b"c\n\f"],
@@ -117,7 +119,7 @@ def test_stdlib_is_this_pythons_source_without_tests_and_generated_files():
         *("test", "tests", "site-packages", "encodings", "distutils", "idlelib", "tkinter"),
         *("lib2to3", "turtledemo", "ensurepip", "pydoc_data", "__pycache__"),
     }
-    sizes = {split: sum(map(len, corpus.documents(split))) for split in SPLITS}
+    sizes = {split: sum(map(len, documents(corpus, split))) for split in SPLITS}
     assert 6_500_000 < sizes["train"] < 8_500_000
     assert 150_000 < sizes["valid"] < 250_000
     assert 150_000 < sizes["test"] < 250_000
@@ -143,7 +145,7 @@ def test_text_that_cannot_be_used(tmp_path, files, says):
     with pytest.raises(UserError) as caught:
         corpus = text_corpus(tmp_path)
         for split in SPLITS:
-            list(corpus.documents(split))
+            documents(corpus, split)
     message = str(caught.value)
     assert says in message and str(tmp_path) in message and "\n" not in message
 
@@ -196,7 +198,32 @@ def test_a_file_that_is_gone_is_named(tmp_path):
     corpus = text_corpus(write(tmp_path, {TRAIN: b"text"}))
     (tmp_path / TRAIN).unlink()
     with pytest.raises(UserError, match=r"cannot read .*coroutines\.py: No such file"):
-        list(corpus.documents("train"))
+        documents(corpus, "train")
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
+def test_a_file_need_not_fit_into_a_block(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(text_files, "_BLOCK", block)
+    files = {TRAIN: "Größe\r\n日本 🎈\n".encode(), VALID: "é".encode() * 7, TEST: b"\n"}
+    late = {"late.bin": b"text, then\n\0", "both.bin": b"\xff then \0", "empty": b""}
+    corpus = text_corpus(write(tmp_path, files | late))
+    assert [documents(corpus, split) for split in SPLITS] == [
+        [files[TRAIN] + b"\f"],
+        [files[VALID] + b"\n\f"],
+        [b"\n\f"],
+    ]
+    for content, offset in (("a日".encode()[:-1], 1), ("日".encode() + b"\xff.", 3), (b".\x80", 1)):
+        write(tmp_path, {TRAIN: content})
+        with pytest.raises(UserError, match=rf"\.py is not UTF-8 at byte offset {offset}:"):
+            documents(corpus, "train")
+
+
+def test_an_error_that_names_no_file_is_still_about_one(tmp_path):
+    corpus = text_corpus(write(tmp_path, {TRAIN: b"text"}))
+    memory = Path("/proc/self/mem")  # the one file that opens, and then cannot be read
+    corpus = dataclasses.replace(corpus, root=memory.parent, files={"train": (memory.name,)})
+    with pytest.raises(UserError, match=r"^cannot read /proc/self/mem: Input/output error$"):
+        documents(corpus, "train")
 
 
 @pytest.mark.parametrize(("folder", "says"), [("", "has no source"), ("lib.zip", "cannot read")])
@@ -216,7 +243,7 @@ def named(dataset: str, folder: Path, vocab: str = "words") -> Corpus:
 
 
 def text_of(corpus: Corpus, split: str) -> bytes:
-    return b"".join(corpus.documents(split))
+    return b"".join(documents(corpus, split))
 
 
 @pytest.mark.parametrize(
@@ -245,13 +272,14 @@ def test_long_files_come_in_blocks_of_whole_lines(tmp_path, monkeypatch, block):
     corpus = named(
         "wikitext-103", write(tmp_path, {f"wikitext-103/{n}": t for n, t in files.items()})
     )
-    blocks = list(corpus.documents("train"))
+    (document,) = corpus.documents("train")
+    blocks = list(document)
     assert all(block.endswith(b"\n") for block in blocks)
     assert b"".join(blocks) == files["train.txt"] + b"\n"
     assert text_of(corpus, "valid") == b""
     write(tmp_path, {"wikitext-103/train.txt": b"one\ntwo \xe9\n"})
     with pytest.raises(UserError, match=r"train\.txt is not UTF-8 at byte offset 8: convert it"):
-        list(corpus.documents("train"))
+        documents(corpus, "train")
 
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
@@ -263,10 +291,24 @@ def test_enwik8_is_the_bytes_that_the_original_reads_as_numbers(tmp_path, monkey
         numbers = (str(byte) if byte != ord("\n") else "\n" for byte in text)
         files[f"enwik8/{split}.txt"] = " ".join(numbers).encode()
         files[f"enwik8/{split}.txt.raw"] = text
-    corpus = named("enwik8", write(tmp_path, files), "bytes")
-    for split in SPLITS:
-        numbers = [int(symbol) for symbol in files[f"enwik8/{split}.txt"].split()]
-        assert list(text_of(corpus, split)) == numbers
+    write(tmp_path, files)
+    for _ in ("bytes", "numbers"):
+        corpus = named("enwik8", tmp_path, "bytes")
+        for split in SPLITS:
+            numbers = [int(symbol) for symbol in files[f"enwik8/{split}.txt"].split()]
+            assert list(text_of(corpus, split)) == numbers
+            (tmp_path / f"enwik8/{split}.txt.raw").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("é".encode(), r"has b'\xc3\xa9' where"), (b"97 256", "has b'256' where")]
+)
+def test_text_where_enwik8_has_numbers(tmp_path, content, says):
+    write(tmp_path, {f"enwik8/{split}.txt": content for split in SPLITS})
+    with pytest.raises(UserError) as caught:
+        text_of(named("enwik8", tmp_path, "bytes"), "train")
+    message = str(caught.value)
+    assert f"train.txt {says} numbers from 0 to 255 stand" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
@@ -336,7 +378,7 @@ def test_the_words_of_wikitext_are_those_of_its_training_text(tmp_path):
         ),
         (
             *("enwik8", "bytes", {"enwik8/train.txt.raw": b"a"}),
-            "enwik8 lacks valid.txt.raw, test.txt.raw of enwik8: getdata.sh",
+            "enwik8 lacks valid.txt.raw or valid.txt, test.txt.raw or test.txt of enwik8: getdata",
         ),
         (
             *("ptb", "words", {"enwik8/train.txt.raw": b"a"}),

@@ -88,4 +88,4 @@ def test_wrong_sizes_of_a_known_corpus_are_an_error(tmp_path):
     words = ["--dataset", "wikitext-103", "--vocab", "words", "--data-dir", str(tmp_path)]
     status, output, errors = command("prepare", *words)
     assert (status, output) == (2, "")
-    assert "this is not wikitext-103: it has 3 train tokens instead of 103,227,021" in errors
+    assert "this is not wikitext-103: it has 3 tokens in train instead of 103,227,021" in errors

@@ -7,13 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from txl_jax import corpora, layouts, pieces, token_files, vocab
+from tests.archives import write
+from tests.test_wiki import as_json, tagged
+from tests.texts import documents
+from txl_jax import corpora, layouts, pieces, text_files, token_files, vocab
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
@@ -42,7 +46,7 @@ def text_of(files: TokenFiles, split: str) -> bytes:
 
 
 def expected_text(cfg: DataConfig, split: str) -> bytes:
-    return b"".join(corpora.open_corpus(cfg).documents(split))
+    return b"".join(documents(corpora.open_corpus(cfg), split))
 
 
 def assert_whole(files: TokenFiles, cfg: DataConfig) -> None:
@@ -89,7 +93,7 @@ def test_the_manifest_counts_documents_and_tokens(cfg):
 def test_documents_begin_where_their_files_do(cfg):
     files, corpus = token_files.prepare(cfg), corpora.open_corpus(cfg)
     for split in SPLITS:
-        ends = np.cumsum([len(text) for text in corpus.documents(split)])
+        ends = np.cumsum([len(text) for text in documents(corpus, split)])
         assert files.documents[split].dtype == np.int64
         assert files.documents[split].tolist() == [0, *ends.tolist()]
 
@@ -107,8 +111,10 @@ def test_what_was_found_is_counted(cfg):
 
 def test_prepared_files_are_used_again_and_the_text_is_not_read(cfg, monkeypatch):
     first = token_files.prepare(cfg)
+    assert first.new
     monkeypatch.delattr(Folder, "documents")
     second = token_files.prepare(cfg)
+    assert not second.new
     assert (second.folder, second.fingerprint) == (first.folder, first.fingerprint)
     assert (second.counts, second.commonest) == (first.counts, first.commonest)
     for split in SPLITS:
@@ -121,7 +127,8 @@ def test_files_that_were_touched_are_read_once_more(cfg, monkeypatch):
     os.utime(Path(cfg.text_dir, "3.txt"))
     with monkeypatch.context() as patch:
         patch.delattr(vocab.BytesVocab, "encode")  # so that nothing can be made again
-        assert token_files.prepare(cfg).folder == first.folder
+        again = token_files.prepare(cfg)
+        assert again.folder == first.folder and not again.new
         patch.delattr(Folder, "documents")
         assert token_files.prepare(cfg).folder == first.folder
 
@@ -163,6 +170,61 @@ def test_how_a_text_is_cut_into_blocks_changes_nothing(tmp_path, monkeypatch):
         assert again.folder == whole.folder
         np.testing.assert_array_equal(again.splits["train"], whole.splits["train"])
         assert again.documents["train"].tolist() == [0, len(whole.splits["train"])]
+
+
+ARTICLES = [("Anarchism", "Anarchism is old.\n\nIt is."), ("Ålesund", "Ø.")]
+FILES = {
+    "text": {
+        "asyncio/coroutines.py": "if é:\r\n\n    pass   \nno end".encode(),
+        "asyncio/queues.py": b"\n x = 1\n<unk>\n",
+        "typing.py": "日本\n\f\n\n".encode(),
+        "empty.py": b"",
+        "binary.py": b"a\0b",
+    },
+    "wiki": {
+        "AA/wiki_00": tagged(*ARTICLES),
+        "AC/wiki_88": as_json(*ARTICLES),
+        "AA/wiki_44": tagged(*ARTICLES[1:]),
+    },
+}
+
+
+@pytest.mark.parametrize("block", [5, 1 << 20])
+@pytest.mark.parametrize(
+    ("dataset", "kind", "fingerprint", "documents"),
+    [
+        ("text", "bytes", "06b8deb4fbe3", [0, 29]),
+        ("text", "words", "d8e295e2d33e", [0, 9]),
+        ("code", "bytes", "76d794d2d7cd", [0, 58]),
+        ("code", "words", "ab34473f67bc", [0, 15]),
+        ("wiki", "bytes", "be5e773434c1", [0, 38, 53]),
+        ("wiki", "words", "28cdb596a4c8", [0, 11, 16]),
+    ],
+)
+def test_the_same_text_has_the_same_fingerprint_as_ever(
+    tmp_path, monkeypatch, dataset, kind, fingerprint, documents, block
+):
+    # Others would make every user prepare every corpus anew.
+    monkeypatch.setattr(text_files, "_BLOCK", block)
+    root = write(tmp_path / "text", FILES.get(dataset, FILES["text"]))
+    files = token_files.prepare(
+        DataConfig(dataset, str(root), vocab=kind, data_dir=str(tmp_path / "data"))
+    )
+    assert files.fingerprint[:12] == fingerprint
+    assert files.documents["train"].tolist() == documents
+
+
+def test_memory_does_not_grow_with_a_file(tmp_path):
+    names = ("asyncio/coroutines.py", "asyncio/queues.py", "typing.py")
+    root = write(tmp_path / "text", {name: b"a few words, and\n" for name in names})
+    (root / names[0]).write_bytes(b"a few words, and\n" * 2_000_000)  # 34 MB
+    for dataset in ("text", "code"):
+        cfg = DataConfig(dataset, str(root), data_dir=str(tmp_path / "data"))
+        tracemalloc.start()
+        token_files.prepare(cfg)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 17_000_000
 
 
 def test_text_that_moves_from_one_split_to_the_next_is_another_corpus(tmp_path):
@@ -273,6 +335,30 @@ def test_a_vocabulary_of_another_corpus(tmp_path):
     with pytest.raises(UserError, match="--vocab-size is 0, and byte-pair encoding needs 256"):
         token_files.prepare(dataclasses.replace(cfg, vocab="bpe"))
     assert folders(cfg) == [path, tmp_path / "wikitext-103"]
+
+
+def test_a_list_of_words(cfg, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("<unk>\nGröße\nDatei\n")
+    cfg = dataclasses.replace(cfg, vocab="words", vocab_file=str(path))
+    files = token_files.prepare(cfg)
+    counts = files.counts["train"]
+    assert isinstance(files.vocab, WordsVocab)
+    assert files.vocab.words == ("<eos>", "<unk>", "Größe", "Datei")
+    assert files.splits["train"][:4].tolist() == [3, 1, 2, 0] and counts.unknown > 0
+    assert counts.unknown == counts.tokens // 4
+    assert token_files.prepare(cfg).folder == files.folder
+    path.write_text("<unk>\nx\ny\n")
+    with pytest.raises(UserError, match=r"words\.txt is the vocabulary of another corpus: of the"):
+        token_files.prepare(cfg)
+
+
+def test_a_list_of_words_for_a_corpus_of_small_letters(tmp_path):
+    write(tmp_path / "penn", {f"{split}.txt": b" The N <unk> \n" for split in SPLITS})
+    (tmp_path / "words.txt").write_text("n\n<unk>\nThe\nthe\n")
+    cfg = DataConfig("ptb", vocab="words", data_dir=str(tmp_path))
+    files = token_files.prepare(dataclasses.replace(cfg, vocab_file=str(tmp_path / "words.txt")))
+    assert files.splits["train"].tolist() == [4, 1, 2, 0]
 
 
 def test_bpe_is_prepared_as_others_are(cfg):

@@ -14,7 +14,7 @@ import pytest
 
 from tests import tiny
 from tests.tiny import LOGDIR, STEPS, WORDS, Shell
-from txl_jax import run_folder, sharding, token_files, vocab
+from txl_jax import findings, run_folder, sharding, token_files, vocab
 from txl_jax.evaluate import Evaluator
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
 from txl_jax.streams import Streams
@@ -49,11 +49,16 @@ def starts(logdir: Path) -> list[dict]:
     return json.loads((logdir / run_folder.STARTS).read_text())["starts"]
 
 
-def test_a_run_shows_its_progress_and_what_came_of_it(undisturbed, finished):
+def test_a_run_shows_its_progress_and_what_came_of_it(shell, undisturbed, finished):
     output, errors = undisturbed
     assert errors == ""
     lines = output.splitlines()
-    assert lines[0] == (
+    home = shell.home
+    data = replace(tiny.CONFIG.data, text_dir=f"{home}/text", data_dir=f"{home}/data")
+    files = token_files.prepare(data)
+    found = findings.table(replace(files, folder=files.folder.relative_to(home))).splitlines()
+    assert not files.new and lines[: len(found)] == found
+    assert lines[len(found)] == (
         f"{LOGDIR}: {STEPS} steps of {tiny.BATCH} x {tiny.TGT_LEN} tokens, "
         f"{int(tagged(finished, 'sizes/params')[0]):,} parameters, 1 x cpu"
     )

@@ -192,7 +192,7 @@ def test_losses_are_shown_in_what_the_tokens_are():
 def test_a_list_of_words_numbers_them_by_its_lines(tmp_path):
     path = tmp_path / "1b_word_vocab.txt"
     path.write_text("</S>\n<S> 7\n<UNK>\nthe\nday\n\n", "utf-8")
-    voc = WordsVocab.listed(path)
+    voc = WordsVocab.listed(path, "<S>")
     assert voc.words == ("</S>", "<S>", "<UNK>", "the", "day")
     assert voc.encode(b"the other day\n").tolist() == [3, 2, 4, 1]
     assert voc.decode([3, 4, 1, 3]) == b" the day\n the"
@@ -204,9 +204,49 @@ def test_another_file_is_no_list_of_words(tmp_path, content):
     path = tmp_path / "list.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"list\.txt is not a list of words with <S> among them"):
-        WordsVocab.listed(path)
+        WordsVocab.listed(path, "<S>")
     with pytest.raises(UserError, match=r"cannot read .*none\.txt: No such file"):
         WordsVocab.listed(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "eos"),
+    [
+        ("<eos>\nthe\n<unk>\n", ("<eos>", "the", "<unk>"), "<eos>"),
+        ("the 7\r\n\n<eos> 5\nthe 2", ("the", "<eos>"), "<eos>"),
+        ("<S>\n<UNK>\n", ("<S>", "<UNK>"), "<S>"),
+        ("der\nGröße", ("<eos>", "der", "Größe"), "<eos>"),
+        ("7\n[\n", ("<eos>", "7", "["), "<eos>"),
+        ("a\n10\u00a0000\n1\u00a0m\nb\nc\n", ("<eos>", "a", "10", "1", "b", "c"), "<eos>"),
+    ],
+)
+def test_a_list_of_words_that_a_user_names(tmp_path, content, words, eos):
+    path = tmp_path / "words.txt"
+    path.write_text(content, "utf-8")
+    assert vocab.given(path, "words") == WordsVocab(words, eos)
+    assert vocab.given(path, "words", lower_case=True) == WordsVocab(words, eos, True)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "two words\n", "a 7 8\n", "a\n7 b\n"])
+def test_a_file_that_is_no_vocabulary_of_words(tmp_path, content):
+    path = tmp_path / "words.txt"
+    path.write_text(content, "utf-8")
+    with pytest.raises(UserError, match=r"words\.txt is neither a vocab\.json nor a list with a"):
+        vocab.given(path, "words")
+    with pytest.raises(UserError, match=r"words\.txt is not a vocabulary, or is damaged"):
+        vocab.given(path, "bytes")
+
+
+def test_a_vocabulary_that_a_user_names_may_be_a_saved_one(tmp_path):
+    path = tmp_path / "vocab.json"
+    for voc in (vocab.build("words", [b"a b\n"]), vocab.build("bytes", [b"a b\n"])):
+        voc.save(path)
+        assert vocab.given(path, "words") == voc
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"vocab\.json is not a vocabulary, or is damaged"):
+        vocab.given(path, "words")
+    with pytest.raises(UserError, match=r"cannot read the vocabulary .*none: No such file"):
+        vocab.given(tmp_path / "none", "words")
 
 
 def test_a_saved_vocabulary_of_words_is_loaded_again(tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.archives import write
+from tests.texts import documents
 from txl_jax import corpora
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS
@@ -51,13 +52,13 @@ def test_a_document_is_an_article(tmp_path, pack, ending):
     files = {f"{NAMES['train']}{ending}": pack(*ARTICLES)}
     corpus = wiki(write(tmp_path, files | {"README": b"no article", "AA/.wiki_00.swp": b"x"}))
     split = next(split for split in SPLITS if corpus.files[split])
-    assert list(corpus.documents(split)) == DOCUMENTS
+    assert documents(corpus, split) == DOCUMENTS
     assert corpus.n_bytes == len(pack(*ARTICLES))
 
 
 def test_a_title_that_the_text_begins_with_is_not_doubled(tmp_path):
     write(tmp_path, {NAMES["train"]: as_json(("Ålesund", "Ålesund\n\nØ."))})
-    assert list(wiki(tmp_path).documents("train")) == DOCUMENTS[1:]
+    assert documents(wiki(tmp_path), "train") == DOCUMENTS[1:]
 
 
 def test_articles_without_text_are_left_out(tmp_path):
@@ -65,9 +66,9 @@ def test_articles_without_text_are_left_out(tmp_path):
     write(tmp_path, {NAMES["train"]: packed, NAMES["valid"]: as_json(("A", " "), *ARTICLES)})
     write(tmp_path, {NAMES["test"]: b""})
     corpus = wiki(tmp_path)
-    assert list(corpus.documents("train")) == list(corpus.documents("valid")) == DOCUMENTS
+    assert documents(corpus, "train") == documents(corpus, "valid") == DOCUMENTS
     with pytest.raises(UserError, match="has no text for the split 'test'"):
-        list(corpus.documents("test"))
+        documents(corpus, "test")
 
 
 def test_all_articles_of_a_file_go_to_one_split_by_its_name(tmp_path):
@@ -79,7 +80,7 @@ def test_all_articles_of_a_file_go_to_one_split_by_its_name(tmp_path):
         SPLITS, True
     )
     for split in SPLITS:
-        titles = [text.split(b"\n")[0].decode() for text in corpus.documents(split)]
+        titles = [text.split(b"\n")[0].decode() for text in documents(corpus, split)]
         assert titles == [name for name in corpus.files[split] for _ in range(2)]
     text = corpora.open_corpus(DataConfig(dataset="text", text_dir=str(tmp_path)))
     assert corpus.files == text.files  # pyright: ignore[reportAttributeAccessIssue]
@@ -101,7 +102,7 @@ def test_all_articles_of_a_file_go_to_one_split_by_its_name(tmp_path):
 def test_files_that_cannot_be_used(tmp_path, content, says):
     write(tmp_path, {NAMES["train"]: content})
     with pytest.raises(UserError, match=says) as caught:
-        list(wiki(tmp_path).documents("train"))
+        documents(wiki(tmp_path), "train")
     assert "\n" not in str(caught.value)
 
 

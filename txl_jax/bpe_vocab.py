@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from txl_jax import pieces, storage
-from txl_jax.documents import END
+from txl_jax.documents import END, unreadable
 from txl_jax.errors import UserError
 from txl_jax.measure import TOKEN_PERPLEXITY, Measure
 
@@ -81,7 +81,7 @@ class BpeVocab:
             added = {token["content"]: token["id"] for token in saved["added_tokens"]}
             return cls._of_model({"vocab": model["vocab"] | added, "merges": model["merges"]})
         except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+            raise unreadable(error, folder) from None
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{folder} holds no byte-level BPE as GPT-2's: vocab.json and merges.txt, or "

@@ -1,4 +1,4 @@
-"""The named data sets as tensorflow-datasets, prepared below `data_dir/tfds`.
+"""Corpora as tensorflow-datasets, prepared below `data_dir/tfds`: named ones, and folders of files.
 
 TensorFlow is not needed. A record is a block of about a megabyte of text, in the order of the text,
 and of whole lines where it has lines. lm1b and tiny_shakespeare are read by the library's own
@@ -9,13 +9,18 @@ of an hour to read, so that here as many as fit share one.
 lm1b has no valid split in the library: valid is the first 2 % of its test split here, which is the
 first of its 50 held-out files, and test the rest. The original takes that file,
 news.en.heldout-00000-of-00050, for valid and for test alike.
+
+Training reads a named data set from there, but the files of a folder in place: a copy would be of
+no use to it. `prepare_documents` makes one for other programs.
 """
 
 import contextlib
 import functools
 import gzip
+import hashlib
 import io
 import itertools
+import os
 import shutil
 import tarfile
 import zipfile
@@ -34,7 +39,7 @@ from tqdm import tqdm
 from txl_jax import downloads, layouts, prepared
 from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
-from txl_jax.folders import whole_lines
+from txl_jax.folders import Folder, whole_lines
 from txl_jax.layouts import LAYOUTS
 from txl_jax.sources import SOURCES
 
@@ -57,16 +62,48 @@ def prepare(dataset: str, data_dir: Path) -> None:
         return
     archive = downloads.fetch(SOURCES[dataset].archive, data_dir / prepared.DOWNLOADS)
     kind = {"lm1b": _Lm1b, "tiny_shakespeare": _TinyShakespeare}.get(dataset, _Blocks)
+    damage = (zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, EOFError)
+    with _writing(folder):
+        try:
+            kind(dataset, archive, data_dir=data_dir / prepared.FOLDER).download_and_prepare()
+        except damage as error:
+            raise UserError(f"{archive} is damaged ({error}): remove it and start again") from None
+
+
+def prepare_documents(name: str, corpus: Folder, data_dir: Path) -> Path:
+    """Writes the documents of a folder as a data set, unless that was done; where it is.
+
+    A record is a document: `path`, that of its file below the folder, and `text`, in the order of
+    `Folder.documents`, in splits train, valid and test. The folder `data_dir/tfds/NAME/HASH/1.0.0`
+    has a hash of all this in its name. A document has to fit into memory.
+
+    Only one process may do it at a time. One that was killed leaves nothing that would be used.
+
+    Raises:
+      UserError: files of the corpus cannot be used, or changed meanwhile, or the folder cannot be
+        written.
+    """
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for path, document in corpus.documents_by_file(split):
+            _add(digest, split, path, b"".join(document))
+    library = data_dir / prepared.FOLDER
+    folder = library / name / digest.hexdigest()[:12] / "1.0.0"
+    if not folder.is_dir():
+        with _writing(folder):
+            _Documents(name, corpus, digest.hexdigest(), data_dir=library).download_and_prepare()
+    return folder
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Removes what a killed process left beside folder; UserError where it cannot be written."""
     try:
         for left_over in folder.parent.glob("*incomplete*"):
             shutil.rmtree(left_over)
         # The library announces in several lines what is known already.
         with contextlib.redirect_stdout(io.StringIO()):
-            library = data_dir / prepared.FOLDER
-            builder = kind(dataset, archive, data_dir=library, file_format="array_record")
-            builder.download_and_prepare()
-    except (zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise UserError(f"{archive} is damaged ({error}): remove it and start again") from None
+            yield
     except (OSError, RuntimeError) as error:  # array_record raises the second
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
         raise UserError(
@@ -79,27 +116,27 @@ class _InOrder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """A builder that writes records as they come, so that little memory is enough."""
 
     code_path = None  # the library would look for checksums beside this file
+    features: tuple[str, ...] = ("text",)
 
-    def __init__(self, dataset: str, archive: Path, **options: Any):
-        vars(self)["name"] = prepared.library_name(dataset)  # else one for each class
-        self._layout = LAYOUTS[dataset]
-        self._source = SOURCES[dataset]
-        self._archive = archive
+    def __init__(self, name: str, **options: Any):
+        vars(self)["name"] = prepared.library_name(name)  # else one for each class
         self._n_bytes = 0
         self._bar = tqdm(
-            desc=f"preparing {dataset}",
+            desc=f"preparing {name}",
             unit="B",
             unit_scale=True,
             delay=2,
             leave=False,
             disable=None,
         )
-        super().__init__(**options)
+        super().__init__(file_format="array_record", **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+            features=tfds.features.FeaturesDict(
+                {name: tfds.features.Text() for name in self.features}
+            ),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )
@@ -110,17 +147,62 @@ class _InOrder(tfds.core.ShardBasedBuilder, skip_registration=True):
         assert self.info.metadata is not None, "as _info makes it"
         self.info.metadata[prepared.N_BYTES] = self._n_bytes
 
+    def _add(self, n_bytes: int) -> None:
+        self._n_bytes += n_bytes
+        self._bar.update(n_bytes)
+
+
+class _Documents(_InOrder, skip_registration=True):
+    """The documents of a folder of files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    features = ("path", "text")
+
+    def __init__(self, name: str, corpus: Folder, expected: str, **options: Any):
+        self._corpus = corpus
+        self._expected, self._digest = expected, hashlib.sha256()
+        config = tfds.core.BuilderConfig(name=expected[:12])
+        # The library would look for it among those of the class, and warn.
+        vars(self)["get_builder_config"] = lambda **_: config
+        super().__init__(name, config=config, **options)
+        self._bar.total = corpus.n_bytes
+
+    def _download_and_prepare(self, *arguments: Any, **options: Any) -> None:
+        super()._download_and_prepare(*arguments, **options)
+        if self._digest.hexdigest() != self._expected:
+            raise UserError(
+                f"files in {self._corpus.root} changed while they were read: start again"
+            )
+
+    def _shard_iterators_per_split(self, dl_manager: object) -> _Shards:
+        return {split: [functools.partial(self._examples, split)] for split in SPLITS}
+
+    def _examples(self, split: str) -> _Examples:
+        for i, (path, document) in enumerate(self._corpus.documents_by_file(split)):
+            text = b"".join(document)
+            _add(self._digest, split, path, text)
+            self._add(len(text))
+            yield i, {"path": os.fsencode(path), "text": text}
+
+
+class _Archived(_InOrder, skip_registration=True):
+    """A named data set, which is in an archive."""
+
+    def __init__(self, dataset: str, archive: Path, **options: Any):
+        self._layout = LAYOUTS[dataset]
+        self._source = SOURCES[dataset]
+        self._archive = archive
+        super().__init__(dataset, **options)
+
     def _measured(self, examples: _Examples) -> _Examples:
         for key, example in examples:
             text = example["text"]
             text = text.encode() if isinstance(text, str) else text
-            size = len(text if self._layout.only_bytes else whole_lines(text))
-            self._n_bytes += size
-            self._bar.update(size)
+            self._add(len(text if self._layout.only_bytes else whole_lines(text)))
             yield key, example
 
 
-class _Blocks(_InOrder, skip_registration=True):
+class _Blocks(_Archived, skip_registration=True):
     """Text in files of an archive, in blocks."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -174,7 +256,7 @@ class _Blocks(_InOrder, skip_registration=True):
             yield file, size
 
 
-class _Lm1b(_InOrder, lm1b.Builder, skip_registration=True):
+class _Lm1b(_Archived, lm1b.Builder, skip_registration=True):
     """The library's builder of One Billion Words; a shard is a file of the archive."""
 
     def _shard_iterators_per_split(self, dl_manager: object) -> _Shards:
@@ -213,7 +295,7 @@ class _Lm1b(_InOrder, lm1b.Builder, skip_registration=True):
         file.unlink()
 
 
-class _TinyShakespeare(_InOrder, tiny_shakespeare.Builder, skip_registration=True):
+class _TinyShakespeare(_Archived, tiny_shakespeare.Builder, skip_registration=True):
     """The library's builder of Karpathy's selection from Shakespeare's plays."""
 
     def _shard_iterators_per_split(self, dl_manager: object) -> _Shards:
@@ -228,6 +310,12 @@ class _TinyShakespeare(_InOrder, tiny_shakespeare.Builder, skip_registration=Tru
 
     def _examples(self, split: str, text: str) -> _Examples:
         return self._measured(self._generate_examples(split, text))
+
+
+def _add(digest: Any, split: str, path: str, text: bytes) -> None:
+    """Adds a document to a hash of all of them."""
+    digest.update(f"{split} {len(os.fsencode(path))} {len(text)} ".encode() + os.fsencode(path))
+    digest.update(text)
 
 
 def _joined(lines: Iterable[str]) -> Iterator[str]:

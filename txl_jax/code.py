@@ -15,20 +15,23 @@ line of more than 740 characters is left out: it is minified, or a table.
 """
 
 import fnmatch
+import itertools
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
+from txl_jax import text_files
 from txl_jax.config import DataConfig, nearest
 from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError
-from txl_jax.folders import Folder, chosen, deal, is_visible, whole_lines
+from txl_jax.folders import Folder, chosen, deal, is_visible
+from txl_jax.text_files import NotUtf8
 
 _BEFORE_FILE = "␢"
 _BEFORE_CONTENT = "₣"
@@ -87,32 +90,44 @@ class Code(Folder):
 
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
-    def documents(self, split: str) -> Iterator[bytes]:
-        """The documents of a split, as `Folder.documents`.
+    def documents_by_file(self, split: str) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """The documents of a split, as those of `Folder`.
 
         Files that are not UTF-8 or have too long lines are left out as well; at the end of the last
         split a line on standard error says how many.
         """
-        yield from super().documents(split)
+        yield from super().documents_by_file(split)
         if split == SPLITS[-1]:
             self.left_out.say()
 
-    def _documents_of(self, name: str) -> Iterator[bytes]:
-        text = (self.root / name).read_bytes()
-        if not text or 0 in text:
-            return
+    def _documents_of(self, name: str) -> Iterator[Iterable[bytes]]:
+        content = text_files.blocks(self.root / name)
         try:
-            lines = text.decode().split("\n")
-        except UnicodeDecodeError:
+            if not text_files.is_text(content):
+                return
+        except NotUtf8:
             self.left_out.add(name, "not UTF-8")
             return
-        if max(map(len, lines)) > _LONGEST_LINE:
+        if _has_long_line(text_files.characters(content)):
             self.left_out.add(name, f"with lines above {_LONGEST_LINE} characters")
             return
-        yield (
-            f"{_BEFORE_FILE}\n{name}\n{_BEFORE_CONTENT}\n".encode(errors="replace")
-            + whole_lines(text)
-        )
+        head = f"{_BEFORE_FILE}\n{name}\n{_BEFORE_CONTENT}\n".encode(errors="replace")
+        yield itertools.chain([head], text_files.whole_lines(content))
+
+
+def _has_long_line(content: Iterable[str]) -> bool:
+    """Whether a line has more than `_LONGEST_LINE` characters, its end not counted."""
+    line = ""
+    for some in content:
+        held, start = line + some, 0
+        # From the start of a line to the last end within reach: all lines up to there are short.
+        while len(held) - start > _LONGEST_LINE:
+            end = held.rfind("\n", start, start + _LONGEST_LINE + 1)
+            if end < 0:
+                return True
+            start = end + 1
+        line = held[start:]
+    return False
 
 
 def code(cfg: DataConfig) -> Code:

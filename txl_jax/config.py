@@ -135,8 +135,9 @@ class DataConfig:
     """For --vocab bpe: tokens of the encoding that is made from the corpus; 0: it is in
     --vocab-file."""
     vocab_file: str = ""
-    """vocab.json of a run, whose vocabulary is used instead of the corpus' own; for bpe also the
-    folder of one like GPT-2's (vocab.json and merges.txt, or tokenizer.json). Empty: its own."""
+    """vocab.json of a run, whose vocabulary is used instead of the corpus' own; for words also a
+    list with a word a line, for bpe the folder of one like GPT-2's (vocab.json and merges.txt, or
+    tokenizer.json). Empty: its own."""
     data_dir: str = "data"
     """Folder of the prepared token files, and of the named data sets."""
 

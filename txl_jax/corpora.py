@@ -38,7 +38,7 @@ def open_corpus(cfg: DataConfig) -> Corpus:
             return folders.stdlib()
         return _named(cfg)
     except OSError as error:
-        raise unreadable(error) from None
+        raise unreadable(error, f"the corpus {cfg.dataset}") from None
 
 
 def obtain(cfg: DataConfig) -> None:

@@ -1,18 +1,18 @@
 """Prepares a corpus: `python -m txl_jax.data prepare --dataset NAME`.
 
 The text becomes token files below --data-dir, which every run on it then uses, and what was found
-is printed. A run that finds none prepares them itself.
+is printed. A run that finds none prepares them itself, and prints the same.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from txl_jax import token_files
+from txl_jax import corpora, findings, token_files
 from txl_jax.config import DataConfig, nearest, parse_words
-from txl_jax.documents import SPLITS
 from txl_jax.errors import UserError, run_command
-from txl_jax.token_files import TokenFiles
+from txl_jax.folders import Folder
+from txl_jax.layouts import LAYOUTS
 
 _PROG = "python -m txl_jax.data"
 _COMMANDS = ["prepare"]
@@ -25,37 +25,9 @@ class Prepare:
     data: DataConfig = field(default_factory=DataConfig)
     json: bool = False
     """Print one JSON object and nothing else."""
-
-
-def numbers(files: TokenFiles) -> dict[str, Any]:
-    """What was found as it stands in JSON."""
-    return {
-        "folder": str(files.folder),
-        "fingerprint": files.fingerprint,
-        "vocab": files.vocab.kind,
-        "vocab_size": len(files.vocab),
-        "splits": {
-            split: asdict(counts) | {"out_of_vocabulary": counts.unknown / counts.tokens}
-            for split, counts in files.counts.items()
-        },
-        "commonest": [{"token": token, "count": count} for token, count in files.commonest],
-    }
-
-
-def table(files: TokenFiles) -> str:
-    """What was found as people read it."""
-    rows = [("", "documents", "tokens", "out of vocabulary")]
-    for split in SPLITS:
-        counts = files.counts[split]
-        share = f"{counts.unknown / counts.tokens:.2%}"
-        rows.append((split, f"{counts.documents:,}", f"{counts.tokens:,}", share))
-    lines = [f"{a:<5}  {b:>9}  {c:>13}  {d:>17}" for a, b, c, d in rows]
-    n_train = files.counts["train"].tokens
-    common = ", ".join(f"{token} {count / n_train:.1%}" for token, count in files.commonest)
-    lines.append(f"vocabulary ({files.vocab.kind}): {len(files.vocab):,}")
-    lines.append(f"commonest in train: {common}")
-    lines.append(f"token files: {files.folder}")
-    return "\n".join(lines)
+    tfds: bool = False
+    """Write the documents of text, code, wiki or stdlib as a data set of tensorflow-datasets as
+    well, below --data-dir, for other programs."""
 
 
 def main(words: list[str]) -> None:
@@ -68,8 +40,37 @@ def main(words: list[str]) -> None:
             f"there is no command {command!r}{hint}: it is {_PROG} prepare --dataset NAME"
         )
     args = parse_words(Prepare, None, f"{_PROG} prepare", __doc__ or "", rest)
+    corpus = _folder(args.data) if args.tfds else None
     files = token_files.prepare(args.data)
-    print(json.dumps(numbers(files)) if args.json else table(files))
+    written = {"tfds": str(_written(args.data, corpus))} if corpus else {}
+    if args.json:
+        print(json.dumps(findings.numbers(files) | written))
+    else:
+        lines = (f"{what}: {folder}" for what, folder in written.items())
+        print(findings.table(files), *lines, sep="\n")
+
+
+def _folder(cfg: DataConfig) -> Folder:
+    if cfg.dataset in LAYOUTS:
+        raise UserError(
+            f"--tfds is for text, code, wiki and stdlib: {cfg.dataset} becomes such a data set "
+            "when it is downloaded"
+        )
+    corpus = corpora.open_corpus(cfg)
+    assert isinstance(corpus, Folder)
+    return corpus
+
+
+def _written(cfg: DataConfig, corpus: Folder) -> Path:
+    """Where the documents of a corpus are as a data set; they are written if that was not done."""
+    # These take half a second to import, and only this needs them.
+    from filelock import FileLock
+
+    from txl_jax import builders
+
+    data_dir = Path(cfg.data_dir)
+    with FileLock(data_dir / f".{cfg.dataset}.tfds.lock"):
+        return builders.prepare_documents(cfg.dataset, corpus, data_dir)
 
 
 if __name__ == "__main__":

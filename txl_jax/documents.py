@@ -1,6 +1,6 @@
 """What a corpus is: documents in three splits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -47,23 +47,18 @@ class Corpus(Protocol):
         ...
 
     @property
-    def of_files(self) -> bool:
-        """Whether `documents` gives files, each a document; otherwise it gives the blocks of one
-        document, and where they end means nothing.
-        """
-        ...
-
-    @property
     def inputs(self) -> dict[str, Path]:
         """Every file that it is made from, by its path below the folder that holds the corpus:
         `text_dir` of the config for a folder of text, `data_dir` for a named data set.
         """
         ...
 
-    def documents(self, split: str) -> Iterator[bytes]:
-        """The documents of a split, in order; one at a time is in memory.
+    def documents(self, split: str) -> Iterator[Iterable[bytes]]:
+        """The documents of a split, in order, each in blocks, so that none need fit into memory.
 
-        Raises UserError for files that cannot be used.
+        Where a block ends means nothing. A document can be read once, before the next is asked for.
+
+        Raises UserError, as do the documents, for files that cannot be used.
         """
         ...
 
@@ -73,12 +68,17 @@ def check_utf8(text: bytes, path: Path, start: int = 0) -> None:
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 at byte offset {start + error.start}: convert it "
-            "(iconv -f LATIN1 -t UTF-8, say) or move it out of the folder"
-        ) from None
+        raise not_utf8(path, start + error.start) from None
 
 
-def unreadable(error: OSError) -> UserError:
-    """A file that cannot be read, in one line."""
-    return UserError(f"cannot read {error.filename}: {error.strerror}")
+def not_utf8(path: Path, offset: int) -> UserError:
+    """A file that is no text from a byte on, in one line."""
+    return UserError(
+        f"{path} is not UTF-8 at byte offset {offset}: convert it (iconv -f LATIN1 -t UTF-8, say) "
+        "or move it out of the folder"
+    )
+
+
+def unreadable(error: OSError, place: object) -> UserError:
+    """What cannot be read, in one line: the file that the error names, `place` if it names none."""
+    return UserError(f"cannot read {error.filename or place}: {error.strerror or error}")

@@ -9,6 +9,7 @@ document ends.
 
 import glob
 import hashlib
+import itertools
 import re
 import sysconfig
 from collections.abc import Container, Iterable, Iterator
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from txl_jax import text_files
 from txl_jax.config import DataConfig
-from txl_jax.documents import END, SPLITS, check_utf8, unreadable
+from txl_jax.documents import END, SPLITS, not_utf8, unreadable
 from txl_jax.errors import UserError
+from txl_jax.text_files import NotUtf8
 
 # Another prefix would draw other files. With this one the standard library's valid and test splits
 # hold 180 to 245 kB each in Python 3.11, 3.12 and 3.13.
@@ -45,7 +48,6 @@ class Folder:
     word_list = None
     lower_case = False
     line_start = False
-    of_files = True
     root: Path
     """Folder that the files lie below."""
     files: dict[str, tuple[str, ...]]
@@ -58,10 +60,15 @@ class Folder:
         """Its files by their paths below root."""
         return {name: self.root / name for split in SPLITS for name in self.files[split]}
 
-    def documents(self, split: str) -> Iterator[bytes]:
-        """The documents of a split, in order; one at a time is in memory.
+    def documents(self, split: str) -> Iterator[Iterable[bytes]]:
+        """The documents of a split, in order, each in blocks; as `documents_by_file`."""
+        return (document for _, document in self.documents_by_file(split))
 
-        Empty files and files with NUL bytes (binary ones) are left out.
+    def documents_by_file(self, split: str) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """The documents of a split, in order, each in blocks, with the path of its file below root.
+
+        Empty files and files with NUL bytes (binary ones) are left out. To know that, a file that
+        is longer than a block is read twice.
 
         Raises UserError for a file that cannot be read or is not UTF-8, and at the end of a split
         that had no document.
@@ -69,11 +76,11 @@ class Folder:
         empty = True
         for name in self.files[split]:
             try:
-                for text in self._documents_of(name):
+                for document in self._documents_of(name):
                     empty = False
-                    yield text
+                    yield name, document
             except OSError as error:
-                raise unreadable(error) from None
+                raise unreadable(error, self.root / name) from None
         if empty:
             raise UserError(
                 f"{self.root} has no text for the split {split!r} (its files are dealt by a hash "
@@ -81,13 +88,15 @@ class Folder:
                 "large ones into a few hundred smaller ones (split -n l/500 FILE)"
             )
 
-    def _documents_of(self, name: str) -> Iterator[bytes]:
+    def _documents_of(self, name: str) -> Iterator[Iterable[bytes]]:
         """The documents that a file holds: here itself."""
         path = self.root / name
-        text = path.read_bytes()
-        if text and 0 not in text:
-            check_utf8(text, path)
-            yield whole_lines(text) + END
+        content = text_files.blocks(path)
+        try:
+            if text_files.is_text(content):
+                yield itertools.chain(text_files.whole_lines(content), [END])
+        except NotUtf8 as error:
+            raise not_utf8(path, error.offset) from None
 
 
 _F = TypeVar("_F", bound=Folder)

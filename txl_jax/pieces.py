@@ -18,21 +18,22 @@ _CHARACTER = 4
 def cut(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
     """The text of `blocks` in pieces of `size` bytes, or more up to the next gap between words.
 
-    Where they are cut depends on the text only, not on its blocks.
+    Where they are cut depends on the text only, not on its blocks. What has no gap is in memory
+    whole.
     """
-    held = b""
+    held = bytearray()
     for block in blocks:
+        start, searched = 0, len(held)
         held += block
-        start = 0
-        while end := _gap(held, start + size):
-            yield held[start:end]
+        while end := _gap(held, max(start + size, searched)):
+            yield bytes(held[start:end])
             start = end
-        held = held[start:]
+        del held[:start]
     if held:
-        yield held
+        yield bytes(held)
 
 
-def _gap(text: bytes, start: int) -> int:
+def _gap(text: bytearray, start: int) -> int:
     """The first place from `start` on where the text may be cut; 0: there is none."""
     for found in _GAP.finditer(text, start):
         place = found.start()

@@ -1,7 +1,7 @@
 """Named data sets that `builders` has prepared, below `data_dir/tfds`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ N_BYTES = "n_bytes"
 class Prepared:
     """A named data set that was downloaded and prepared."""
 
-    of_files = False
     root: Path
     """Folder of its files, as tensorflow-datasets lays them out."""
     data_dir: Path
@@ -58,11 +57,15 @@ class Prepared:
         paths += [self.word_list] if self.word_list else []
         return {path.relative_to(self.data_dir).as_posix(): path for path in paths}
 
-    def documents(self, split: str) -> Iterator[bytes]:
-        """The text of a split in blocks of about a megabyte, of whole lines where it has lines.
+    def documents(self, split: str) -> Iterator[Iterable[bytes]]:
+        """The text of a split, one document, in blocks of about a megabyte, of whole lines where
+        it has lines.
 
-        Raises UserError for files that cannot be read.
+        The document raises UserError for files that cannot be read.
         """
+        yield self._text(split)
+
+    def _text(self, split: str) -> Iterator[bytes]:
         import tensorflow_datasets as tfds
 
         name = self.source.splits[SPLITS.index(split)]

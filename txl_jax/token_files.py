@@ -16,8 +16,8 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -31,8 +31,9 @@ from txl_jax import corpora, known_sizes, pieces, storage, vocab
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, Corpus, unreadable
 from txl_jax.errors import UserError
+from txl_jax.layouts import LAYOUTS
 from txl_jax.vocab import Vocab
-from txl_jax.words_vocab import WordsVocab
+from txl_jax.words_vocab import LISTED_EOS, WordsVocab
 
 _FORMAT = 2
 """Raised when the same corpus and settings would give other token files than before."""
@@ -81,6 +82,8 @@ class TokenFiles:
     """Of train, valid and test."""
     commonest: tuple[tuple[str, int], ...]
     """The twenty commonest tokens of train as people read them, and how often they occur."""
+    new: bool = False
+    """Whether they were made at this start, by this process or one that it waited for."""
 
 
 def prepare(cfg: DataConfig) -> TokenFiles:
@@ -102,7 +105,8 @@ def prepare(cfg: DataConfig) -> TokenFiles:
             source.remove_unfinished()
             # Taken before the text is read: what changes meanwhile makes the next start read it.
             signature = source.signature()
-            return _known(source, signature) or _read(source, signature)
+            files = _known(source, signature)
+            return replace(files, new=True) if files else _read(source, signature)
     except OSError as error:
         raise UserError(
             f"cannot write token files to {data_dir}: {error.strerror}; make room there or name "
@@ -119,7 +123,9 @@ class _Source:
     def __init__(self, cfg: DataConfig):
         self.cfg = cfg
         self.name = f"{cfg.dataset}-{cfg.vocab}"
-        self.given = vocab.load(Path(cfg.vocab_file)) if cfg.vocab_file else None
+        lower_case = cfg.dataset in LAYOUTS and LAYOUTS[cfg.dataset].lower_case
+        file = Path(cfg.vocab_file)
+        self.given = vocab.given(file, cfg.vocab, lower_case) if cfg.vocab_file else None
         if self.given and self.given.kind != cfg.vocab:
             raise UserError(
                 f"--vocab-file {cfg.vocab_file} is a vocabulary of {self.given.kind}: add --vocab "
@@ -133,7 +139,7 @@ class _Source:
         corpora.obtain(cfg)
         self.corpus: Corpus = corpora.open_corpus(cfg)
         if self.given is None and self.corpus.word_list:
-            self.given = WordsVocab.listed(self.corpus.word_list)
+            self.given = WordsVocab.listed(self.corpus.word_list, LISTED_EOS)
 
     @property
     def processes(self) -> int:
@@ -175,7 +181,7 @@ class _Source:
             try:
                 status = path.stat()
             except OSError as error:
-                raise unreadable(error) from None
+                raise unreadable(error, path) from None
             changed = status.st_ctime_ns
             coarse = changed % 1_000_000_000 == 0
             settled = max(settled, changed + (_COARSE_TICK_NS if coarse else _TICK_NS))
@@ -214,7 +220,7 @@ class _Reader:
         """The text of a split; UserError where there is none but white space."""
         text, lengths = hashlib.sha256(), hashlib.sha256()
         blank = True
-        for document in self._documents(split):
+        for document in self._corpus.documents(split):
             length = 0
             for piece in pieces.cut(document, pieces.SIZE):
                 text.update(piece)
@@ -229,10 +235,6 @@ class _Reader:
                 f"{self._corpus.root} has nothing but empty lines for the split {split!r}: add text"
             )
         self._hash.update(split.encode() + text.digest() + lengths.digest())
-
-    def _documents(self, split: str) -> Iterator[Iterable[bytes]]:
-        documents = self._corpus.documents(split)
-        return ([text] for text in documents) if self._corpus.of_files else iter([documents])
 
     def fingerprint(self) -> str:
         return self._hash.hexdigest()
@@ -295,14 +297,14 @@ def _read(source: _Source, signature: str) -> TokenFiles:
     # Byte-pair encoding made by another version of its library may be another one.
     fingerprint = hashlib.sha256(f"{text} {vocabulary.to_json()}".encode()).hexdigest()
     folder = _folder(source, fingerprint)
-    if _open(folder, fingerprint):
+    if known := _open(folder, fingerprint):
         _sign(folder, signature)
     else:
         _make(folder, source, vocabulary, text, fingerprint, signature)
     files = _open(folder, fingerprint)
     if files is None:
         raise UserError(f"the token files in {folder} are damaged: remove the folder, start again")
-    return files
+    return replace(files, new=known is None)
 
 
 def _sign(folder: Path, signature: str) -> None:

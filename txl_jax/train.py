@@ -18,6 +18,7 @@ from txl_jax import (
     checkpoint_reader,
     config,
     distributed,
+    findings,
     metrics,
     preflight,
     refill,
@@ -240,6 +241,8 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     cfg = preflight.with_vocabulary(cfg, tokens.vocab)
     check_length(len(tokens.splits["train"]), cfg.train.batch, cfg.model.tgt_len)
     peers.check_same({"token files": tokens.fingerprint})
+    if tokens.new:
+        say(findings.table(tokens))
     status = train(cfg, mesh, tokens, peers, home, start)
     if status:
         return status

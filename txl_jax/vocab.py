@@ -106,6 +106,21 @@ def build(
     return BpeVocab.build(texts, size)
 
 
+def given(path: Path, kind: str, lower_case: bool = False) -> Vocab:
+    """The vocabulary that a user names: as `load`, and for words also a list with a word a line.
+
+    lower_case: of a list: capitals of the text are read as small letters.
+
+    Raises UserError where it is neither.
+    """
+    try:
+        with path.open("rb") as file:
+            is_json = file.read(1) == b"{"
+    except OSError:
+        is_json = True  # or a folder, or nothing
+    return load(path) if is_json or kind != "words" else WordsVocab.listed(path, "", lower_case)
+
+
 def load(path: Path) -> Vocab:
     """The vocabulary saved in a file, or an encoding as GPT-2's in a folder.
 

@@ -7,7 +7,7 @@ split.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,23 +22,23 @@ from txl_jax.folders import Folder, chosen, deal, files_of, whole_lines
 class Wiki(Folder):
     """Files of articles that are dealt to the splits by a hash of their names."""
 
-    def documents(self, split: str) -> Iterator[bytes]:
-        """The articles of a split, in order; one at a time is in memory.
+    def documents_by_file(self, split: str) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """The articles of a split, in order, each in one block, with the path of its file.
 
         Articles without text are left out.
 
         Raises UserError for a file that cannot be read, is not UTF-8, is cut off or comes from
         something else, and at the end of a split that had no article.
         """
-        return super().documents(split)
+        return super().documents_by_file(split)
 
-    def _documents_of(self, name: str) -> Iterator[bytes]:
+    def _documents_of(self, name: str) -> Iterator[Iterable[bytes]]:
         path = self.root / name
         with path.open("rb") as file:
             articles = _from_json if file.read(1) == b"{" else _from_tags
             file.seek(0)
             for text in articles(file, path):
-                yield whole_lines(text) + END
+                yield [whole_lines(text) + END]
 
 
 def wiki(cfg: DataConfig) -> Wiki:

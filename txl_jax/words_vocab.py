@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from txl_jax import storage
+from txl_jax.documents import unreadable
 from txl_jax.errors import UserError
 from txl_jax.measure import PERPLEXITY, Measure
 from txl_jax.workers import Workers
@@ -50,21 +51,31 @@ class WordsVocab:
         return cls((_EOS, *(word for word, _ in counts.most_common())), _EOS, lower_case)
 
     @classmethod
-    def listed(cls, path: Path) -> Self:
-        """The vocabulary of One Billion Words, from the file that belongs to it, a word a line.
+    def listed(cls, path: Path, eos: str = "", lower_case: bool = False) -> Self:
+        """The vocabulary in a file with a word a line, as the original's `vocab_file`; how often it
+        occurs may stand behind it.
+
+        eos: the word that ends a line, which the list has to have. Empty: `<eos>`, or `<S>` as in
+        the list of One Billion Words; `<eos>` is put before a list that has neither.
 
         Raises UserError where it cannot be read or is another file.
         """
         try:
             lines = path.read_text("utf-8").split("\n")
         except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+            raise unreadable(error, path) from None
         except UnicodeDecodeError:
             lines = []
-        words = tuple(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-        if _LISTED_EOS not in words:
-            raise UserError(f"{path} is not a list of words with {_LISTED_EOS} among them")
-        return cls(words, _LISTED_EOS)
+        entries = [line.split() for line in lines if line.strip()]
+        words = tuple(dict.fromkeys(word for word, *_ in entries))
+        if eos and eos not in words:
+            raise UserError(f"{path} is not a list of words with {eos} among them")
+        # Words of others may hold a rare kind of space: the original takes what stands before it.
+        n_odd = sum(len(entry) > 2 or not entry[-1].isdecimal() for entry in entries if entry[1:])
+        if not words or (not eos and 2 * n_odd >= len(entries)):
+            raise UserError(f"{path} is neither a vocab.json nor a list with a word a line")
+        eos = eos or next((sign for sign in (_EOS, LISTED_EOS) if sign in words), "")
+        return cls(words, eos, lower_case) if eos else cls((_EOS, *words), _EOS, lower_case)
 
     @classmethod
     def from_json(cls, saved: dict) -> Self:
@@ -137,7 +148,8 @@ class WordsVocab:
 
 
 _EOS = "<eos>"
-_LISTED_EOS = "<S>"
+LISTED_EOS = "<S>"
+"""Ends a line of One Billion Words."""
 
 
 @dataclass

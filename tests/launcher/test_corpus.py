@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from launcher import corpus
+from tests.texts import documents
 from txl_jax import corpora
 from txl_jax.bpe_vocab import BpeVocab
 from txl_jax.config import DataConfig
@@ -60,7 +61,7 @@ def test_a_host_finds_the_same_corpus(tmp_path, monkeypatch):
         replace(cfg, text_dir=words["--text-dir"], data_dir=words["--data-dir"])
     )
     for split in SPLITS:
-        assert list(there.documents(split)) == list(here.documents(split))
+        assert documents(there, split) == documents(here, split)
 
 
 def test_the_hash_is_that_of_names_and_contents(tmp_path):
