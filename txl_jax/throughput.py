@@ -22,6 +22,7 @@ from tqdm import tqdm
 from txl_jax import flops, metrics, preflight, sharding, token_files
 from txl_jax.checks import WARM_UP, check_throughput
 from txl_jax.config import Config
+from txl_jax.prefetch import Prefetch
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
 from txl_jax.streams import Streams, training_streams
 
@@ -123,7 +124,8 @@ def measure(cfg: Config, mesh: Mesh, streams: Streams) -> dict[str, Any]:
 def time_steps(cfg: Config, mesh: Mesh, streams: Streams, state: Any) -> tuple[Any, Totals]:
     """Seconds of each step, float64 [steps], and the sums over all of them; `state` is donated.
 
-    Steps follow each other as in a run: while one is under way, the host hands over the next.
+    Steps follow each other as in a run: while one is under way, the host hands over the next, and
+    batches are made ahead.
     A step lasts from the end of the step before it to its own; the first, from the beginning.
     """
     rows = sharding.local_rows(mesh, cfg.train.batch)
@@ -132,13 +134,13 @@ def time_steps(cfg: Config, mesh: Mesh, streams: Streams, state: Any) -> tuple[A
     ends, under_way = [time.perf_counter()], None
     hidden = None if jax.process_index() == 0 else True
     steps = range(_steps(cfg))
-    for n in tqdm(steps, unit="step", delay=2, leave=False, disable=hidden):
-        batch = place_batch(cfg, mesh, streams.at(n, rows))
-        state, dispatched = train_step(state, *batch)
-        if under_way is not None:
-            jax.block_until_ready(under_way)
-            ends.append(time.perf_counter())
-        under_way = dispatched
+    with Prefetch(lambda n: place_batch(cfg, mesh, streams.at(n, rows)), steps) as batches:
+        for _ in tqdm(steps, unit="step", delay=2, leave=False, disable=hidden):
+            state, dispatched = train_step(state, *batches.take())
+            if under_way is not None:
+                jax.block_until_ready(under_way)
+                ends.append(time.perf_counter())
+            under_way = dispatched
     jax.block_until_ready(under_way)
     ends.append(time.perf_counter())
     return np.diff(ends), jax.device_get(state.totals)
