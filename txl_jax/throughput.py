@@ -22,6 +22,7 @@ from tqdm import tqdm
 from txl_jax import flops, metrics, preflight, sharding, token_files
 from txl_jax.checks import WARM_UP, check_throughput
 from txl_jax.config import Config
+from txl_jax.peers import Peers
 from txl_jax.prefetch import Prefetch
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
 from txl_jax.streams import Streams, training_streams
@@ -32,13 +33,14 @@ ZIPF_EXPONENT, ZIPF_SHIFT = 1.3, 5.0
 _PACKAGES = ("jax", "jaxlib", "flax")
 
 
-def run(name: str, cfg: Config, mesh: Mesh) -> int:
+def run(name: str, cfg: Config, mesh: Mesh, peers: Peers) -> int:
     """Measures the config `name`; process 0 prints what comes out. Returns the exit status.
 
-    Raises UserError: no step would be left to time, the data set cannot be used …
+    Raises UserError: no step would be left to time, the data set cannot be used or is another one
+    on another host …
     """
     check_throughput(cfg)
-    cfg, streams = open_streams(cfg)
+    cfg, streams = open_streams(cfg, peers)
     found = {"config": name} | measure(cfg, mesh, streams)
     if jax.process_index() == 0:
         print(show(found))
@@ -46,17 +48,18 @@ def run(name: str, cfg: Config, mesh: Mesh) -> int:
     return 0
 
 
-def open_streams(cfg: Config) -> tuple[Config, Streams]:
+def open_streams(cfg: Config, peers: Peers) -> tuple[Config, Streams]:
     """The streams to train on, and `cfg` with the vocabulary's size filled in.
 
-    Raises UserError: synthetic tokens of no vocabulary, a data set that cannot be used or is too
-    short.
+    Raises UserError: synthetic tokens of no vocabulary, a data set that cannot be used, is too
+    short, or is not that of the other processes.
     """
     batch, tgt_len = cfg.train.batch, cfg.model.tgt_len
     if cfg.data.dataset == "synthetic":
         drawn = zipf(cfg.model.n_token, batch * (SEGMENTS * tgt_len + 1))
         return cfg, Streams.trimmed(drawn, batch, tgt_len)
     tokens = token_files.prepare(cfg.data)
+    peers.check_same({"token files": tokens.fingerprint})
     cfg = preflight.with_vocabulary(cfg, tokens.vocab)
     return cfg, training_streams(cfg, tokens)
 

@@ -237,7 +237,7 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     mesh = sharding.make_mesh()
     preflight.check(cfg, mesh)
     if cfg.train.throughput:
-        return throughput.run(command.config, cfg, mesh)
+        return throughput.run(command.config, cfg, mesh, peers)
     home, primary = Home(logdir), jax.process_index() == 0
     if primary:
         home.bring()
