@@ -541,7 +541,7 @@ def test_several_processes_download_once(archives, tmp_path):
         with start("wikitext-2", tmp_path) as second:
             assert second.stderr is not None
             said = second.stderr.readline()
-            assert said == f"waiting for the process that fills {tmp_path / 'tfds'}\n"
+            assert said == f"waiting for another process that fills {tmp_path / 'tfds'}\n"
             archives.go_on.set()
             assert first.communicate(timeout=60) == ("", "")
             assert second.communicate(timeout=60) == ("", "")

@@ -188,9 +188,12 @@ def test_a_damaged_history_is_one_line(tmp_path):
 
 
 def test_a_start_that_was_killed_between_the_files_is_taken_up(tmp_path):
-    (tmp_path / "config.json.tmp").write_text('{"mod')
+    left = tmp_path / "config.json.0123456789abcdef.tmp"
+    for path in (tmp_path / "config.json.tmp", left):
+        path.write_text('{"mod')
     start(tmp_path)
     (tmp_path / "run.json").unlink()
+    left.unlink()
     start(tmp_path)
     assert sorted(content(tmp_path)) == ["config.json", "run.json"]
     assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 1

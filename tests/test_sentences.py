@@ -100,3 +100,25 @@ def test_streams_are_cut_from_the_order_of_their_epoch():
             rows = slice(1, 3)
             for got, expected in zip(streams.at(n, rows), plain.segment(i, rows), strict=True):
                 np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(2, 5)])
+def test_an_epoch_ends_with_what_takes_long_to_find_for_the_next(rows, monkeypatch):
+    tokens = split([[i % 8, i // 8] for i in range(64)], first=True)
+    streams = Streams.trimmed(Sentences(tokens, EOS, seed=3, chunk_tokens=20), 6, 3)
+    assert len(streams) > 6
+    found, find = [], Sentences._find_order
+
+    def note(sentences: Sentences, epoch: int, chunk: int):
+        found.append(epoch)
+        return find(sentences, epoch, chunk)
+
+    monkeypatch.setattr(Sentences, "_find_order", note)
+    for i in range(len(streams)):
+        before = found.count(1)
+        streams.at(i, rows)
+        assert found.count(1) <= before + 2
+    assert found.count(1) >= 3
+    found.clear()
+    streams.at(len(streams), rows)
+    assert found == []

@@ -18,6 +18,7 @@ from txl_jax.checks import WARM_UP
 from txl_jax.config import Config
 from txl_jax.errors import UserError
 from txl_jax.model import abstract
+from txl_jax.peers import Peers
 from txl_jax.step import init_state, make_train_step, place_batch
 from txl_jax.throughput import SEGMENTS, open_streams, zipf
 
@@ -97,7 +98,7 @@ def test_rates_are_those_of_the_time_of_a_step(printed):
 def test_the_steps_are_those_of_training(printed):
     """The mean loss of all steps is that of the same steps made one by one."""
     mesh = tiny.one_device()
-    known, streams = open_streams(cfg())
+    known, streams = open_streams(cfg(), Peers(None))
     step = make_train_step(known, mesh, len(streams))
     state = init_state(known, mesh)
     for n in range(STEPS):
@@ -109,7 +110,7 @@ def test_each_step_is_timed_and_all_devices_work():
     mesh = sharding.make_mesh()
     # In float32, where no step overflows and is left out of the totals.
     model = dataclasses.replace(cfg().model, dtype="float32")
-    known, streams = open_streams(dataclasses.replace(cfg(), model=model))
+    known, streams = open_streams(dataclasses.replace(cfg(), model=model), Peers(None))
     seconds, totals = throughput.time_steps(known, mesh, streams, init_state(known, mesh))
     assert seconds.shape == (STEPS,) and (seconds > 0).all()
     assert totals.tokens == STEPS * BATCH * TGT_LEN
@@ -123,7 +124,8 @@ def test_each_step_is_timed_and_all_devices_work():
 def test_a_loss_that_is_not_finite_is_null():
     optimizer = dataclasses.replace(cfg().optim, lr=1e30, clip=0.0, optim="sgd")
     model = dataclasses.replace(cfg().model, dtype="float32")
-    known, streams = open_streams(dataclasses.replace(cfg(), optim=optimizer, model=model))
+    changed = dataclasses.replace(cfg(), optim=optimizer, model=model)
+    known, streams = open_streams(changed, Peers(None))
     assert throughput.measure(known, tiny.one_device(), streams)["loss"] is None
 
 
@@ -175,7 +177,7 @@ def test_rare_words_are_as_rare_as_in_text():
 
 
 def test_synthetic_streams_are_whole_segments_of_every_token():
-    known, streams = open_streams(cfg())
+    known, streams = open_streams(cfg(), Peers(None))
     assert known == cfg()
     assert len(streams) == SEGMENTS
     for i in range(SEGMENTS):

@@ -133,7 +133,24 @@ def test_files_that_were_touched_are_read_once_more(cfg, monkeypatch):
         assert token_files.prepare(cfg).folder == first.folder
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"signature": 1', "\xff"])
+def test_copies_of_a_text_are_known_side_by_side(cfg, monkeypatch, tmp_path):
+    copies = [cfg]
+    for i in range(token_files._SIGNATURES):
+        copy = shutil.copytree(cfg.text_dir, tmp_path / f"copy {i}")
+        copies.append(dataclasses.replace(cfg, text_dir=str(copy)))
+    first, *others = [token_files.prepare(copy).folder for copy in copies]
+    assert {first, *others} == {first}
+    with monkeypatch.context() as patch:
+        patch.delattr(Folder, "documents")
+        assert {token_files.prepare(copy).folder for copy in copies[1:]} == {first}
+        with pytest.raises(AttributeError, match="documents"):
+            token_files.prepare(copies[0])  # of the oldest nothing is noted any more
+    assert token_files.prepare(copies[0]).folder == first
+    signatures = json.loads((first / "manifest.json").read_text())["signatures"]
+    assert len(set(signatures)) == len(signatures) == token_files._SIGNATURES
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"signatures": 1', "\xff"])
 def test_a_damaged_or_foreign_manifest_is_ignored(cfg, damage):
     other = Path(cfg.data_dir) / "text-bytes-0123456789ab"
     other.mkdir(parents=True)
@@ -470,6 +487,41 @@ def test_a_data_folder_that_cannot_be_written(cfg):
         token_files.prepare(cfg)
 
 
+@pytest.mark.parametrize("change", ["none", "touched", "other text", "nothing there"])
+def test_a_data_folder_that_can_only_be_read(cfg, change):
+    made = token_files.prepare(cfg).folder
+    path = Path(cfg.text_dir, "3.txt")
+    match change:
+        case "touched":
+            os.utime(path)
+        case "other text":
+            path.write_text("another text\n")
+        case "nothing there":
+            shutil.rmtree(made)
+    before = sorted(Path(cfg.data_dir).rglob("*"))
+    process = child("", cfg, before=read_only(Path(cfg.data_dir)))
+    output, errors = process.communicate()
+    if change in ("none", "touched"):
+        assert (process.returncode, output, errors) == (0, f"{made}\n", "")
+    else:
+        says = (
+            f"error: cannot write token files to {cfg.data_dir}: Read-only file system; make room"
+        )
+        assert process.returncode == 2 and errors.startswith(says) and errors.count("\n") == 1
+    assert sorted(Path(cfg.data_dir).rglob("*")) == before
+
+
+def test_processes_that_cannot_be_started_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(token_files, "_FOR_EACH_PROCESS", 10)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    with pytest.raises(
+        UserError, match=r"^cannot start a process that turns .*No such file or dir"
+    ):
+        token_files.prepare(wikitext(tmp_path))
+    assert folders(DataConfig(data_dir=str(tmp_path))) == [tmp_path / "wikitext-103"]
+
+
 def test_a_file_where_the_prepared_folder_should_be(cfg):
     folder = token_files.prepare(cfg).folder
     for path in folder.iterdir():
@@ -506,7 +558,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
 # --- prepare in processes of its own
 
 CHILD = """
-import contextlib, os, resource, signal, sys
+import errno, fcntl, os, resource, signal, sys
 from txl_jax import token_files
 from txl_jax.config import DataConfig
 from txl_jax.errors import run_command
@@ -526,8 +578,9 @@ def pausing(function, call):
 
 how = sys.argv[1].removeprefix("unlocked-")
 if how != sys.argv[1]:
-    token_files._alone = lambda path, data_dir: contextlib.nullcontext(data_dir.mkdir(
-        parents=True, exist_ok=True))
+    def flock(*args):
+        raise OSError(errno.ENOLCK, "no locks available")
+    fcntl.flock = flock
 match how:
     case "pause-while-writing":  # train.npy has its tokens, but not yet their number
         token_files._write_header = pausing(token_files._write_header, 2)
@@ -545,9 +598,18 @@ run_command(main)
 """
 
 
-def child(how: str, cfg: DataConfig) -> subprocess.Popen[str]:
+def read_only(folder: Path) -> tuple[str, ...]:
+    """Words before a command that can read a folder, but not write it."""
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    words = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(folder))
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let its users mount a folder of their own")
+    return words
+
+
+def child(how: str, cfg: DataConfig, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", CHILD, how, cfg.text_dir, cfg.data_dir],
+        [*before, sys.executable, "-W", "error", "-c", CHILD, how, cfg.text_dir, cfg.data_dir],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

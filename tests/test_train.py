@@ -5,6 +5,8 @@ import re
 import shlex
 import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests import tiny
 from tests.tiny import LOGDIR, STEPS, WORDS, Shell
 from txl_jax import findings, run_folder, sharding, token_files, vocab
 from txl_jax.evaluate import Evaluator
+from txl_jax.prefetch import Prefetch
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
 from txl_jax.streams import Streams
 from txl_jax.train import main
@@ -263,6 +266,32 @@ def test_the_loop_is_these_steps(shell, other, compiled):
     evaluator = Evaluator(cfg.model, mesh, cfg.train.eval_batch)
     validated = tagged(other, "learning/val_loss")[OTHER_STEPS]
     assert validated == pytest.approx(evaluator(state.params, splits["valid"][:20]).loss)
+
+
+def test_waiting_for_a_slow_stream_is_logged(shell, compiled, monkeypatch):
+    monkeypatch.chdir(shell.home)
+    logdir, steps, waiting = shell.home / "runs" / "slow-stream", 6, threading.Event()
+    take, at, taken = Prefetch.take, Streams.at, []
+
+    def take_one(batches):
+        taken.append(batches)
+        if len(taken) == steps:
+            waiting.set()
+        return take(batches)
+
+    def slow_at(streams, n, rows):
+        if n == steps - 1:
+            assert waiting.wait(100)
+            time.sleep(0.5)
+        return at(streams, n, rows)
+
+    monkeypatch.setattr(Prefetch, "take", take_one)
+    monkeypatch.setattr(Streams, "at", slow_at)
+    words = [*WORDS, "--max-tokens", str(steps * STEP_TOKENS), "--log-every", "3"]
+    assert main([*words, "--logdir", str(logdir)]) == 0
+    waited, of = tagged(logdir, "times/input"), tagged(logdir, "times/step")
+    assert 500 / 3 <= waited[6] <= of[6]
+    assert 0 <= waited[3] <= of[3]
 
 
 def test_other_optimizers_and_types_learn_as_well(other):

@@ -21,8 +21,8 @@ import pytest
 from jax.sharding import Mesh
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from txl_jax import train
 from txl_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from txl_jax.prefetch import Prefetch
 from txl_jax.trained import load_trained
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,12 +213,12 @@ def _reached(lines: bytes, step: int) -> bool:
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a training in this process receive SIGTERM in the course of its `steps`-th step."""
-    place_batch, placed = train.place_batch, []
+    take, taken = Prefetch.take, []
 
-    def place(*given: Any) -> Any:
-        placed.append(given)
-        if len(placed) == steps:
+    def take_one(batches: Prefetch[Any]) -> Any:
+        taken.append(batches)
+        if len(taken) == steps:
             signal.raise_signal(signal.SIGTERM)
-        return place_batch(*given)
+        return take(batches)
 
-    monkeypatch.setattr(train, "place_batch", place)
+    monkeypatch.setattr(Prefetch, "take", take_one)

@@ -1,9 +1,9 @@
 """Where text comes from: the corpus that a config names."""
 
-import sys
+import contextlib
 from pathlib import Path
 
-from txl_jax import code, downloads, folders, layouts, wiki
+from txl_jax import code, downloads, folders, layouts, locks, wiki
 from txl_jax import prepared as preparation
 from txl_jax.config import DataConfig
 from txl_jax.documents import Corpus, unreadable
@@ -50,31 +50,21 @@ def obtain(cfg: DataConfig) -> None:
     """
     if not is_missing(cfg):
         return
-    # These take half a second to import, and only this needs them.
-    from filelock import FileLock, Timeout
-
+    # It takes half a second to import, and only this needs it.
     from txl_jax import builders
 
     data_dir = Path(cfg.data_dir)
     folder = data_dir / preparation.FOLDER
-    lock = FileLock(folder / ".lock", fallback_to_soft=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
         try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            print(f"waiting for the process that fills {folder}", file=sys.stderr)
-            lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror}; name another folder with --data-dir"
-        ) from None
-    try:
+            stack.enter_context(locks.alone(folder / ".lock", f"fills {folder}"))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {folder}: {error.strerror}; name another folder with --data-dir"
+            ) from None
         if preparation.word_list(data_dir, cfg):
             downloads.fetch(WORD_LISTS[cfg.dataset], data_dir / preparation.DOWNLOADS)
         builders.prepare(cfg.dataset, data_dir)
-    finally:
-        lock.release()
 
 
 def _named(cfg: DataConfig) -> Corpus:

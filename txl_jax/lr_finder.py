@@ -27,7 +27,7 @@ from tqdm import tqdm
 from txl_jax import config, distributed, run_folder, sharding, storage, token_files, warm_start
 from txl_jax.config import Command, Config
 from txl_jax.errors import UserError, run_command
-from txl_jax.peers import Peers
+from txl_jax.peers import Peers, facts
 from txl_jax.preflight import check, with_vocabulary
 from txl_jax.step import Totals, TrainState, init_state, make_train_step, place_batch
 from txl_jax.streams import Streams, training_streams
@@ -221,14 +221,16 @@ def main(words: list[str]) -> None:
     args = config.parse("python -m txl_jax.lr_finder", words, Arguments)
     out = Path(args.out or f"runs/{args.config}-lr-finder")
     check_sweep(args, out)
-    with Peers.join(distributed.find(args.local)):
-        _find(args, out)
+    with Peers.join(distributed.find(args.local)) as peers:
+        _find(args, out, peers)
 
 
-def _find(args: Arguments, out: Path) -> None:
+def _find(args: Arguments, out: Path, peers: Peers) -> None:
+    peers.check_same(facts(args.experiment))
     mesh = sharding.make_mesh()
     check(args.experiment, mesh)
     tokens = token_files.prepare(args.experiment.data)
+    peers.check_same({"token files": tokens.fingerprint})
     cfg = with_vocabulary(args.experiment, tokens.vocab)
     streams = training_streams(cfg, tokens)
     state = first_state(cfg, mesh, tokens)

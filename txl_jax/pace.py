@@ -18,7 +18,7 @@ class Speed:
     step_seconds: float
     """Wall time of a step."""
     input_seconds: float
-    """Part of it in which the host read the batch and handed it to the devices."""
+    """Part of it in which the host waited for the batch."""
     tokens_per_sec: float
     samples_per_sec: float
     """Sequences in a second."""
@@ -43,7 +43,7 @@ class Pace:
 
     @contextmanager
     def input(self) -> Iterator[None]:
-        """Counts what it encloses as time for input."""
+        """Counts what it encloses as waiting for the batch."""
         began = time.perf_counter()
         yield
         self._input += time.perf_counter() - began

@@ -12,6 +12,7 @@ Whether a run is finished is the step of its newest checkpoint, not a file here.
 import dataclasses
 import json
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from txl_jax.errors import UserError
 CONFIG = "config.json"
 STARTS = "run.json"
 IMPORTED = "imported.json"
-_LEFT_OVER = {CONFIG + storage.DRAFT}  # of a start that was killed
+_DRAFT_OF_CONFIG = re.escape(CONFIG) + ".*" + re.escape(storage.DRAFT)
 _SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 _MAY_DIFFER = {
@@ -119,7 +120,9 @@ def parse_config(content: Any, where: str) -> Config:
 def _check_empty(logdir: Path) -> None:
     if not logdir.is_dir():
         raise UserError(f"{logdir} is a file; --logdir takes a folder")
-    others = sorted(path.name for path in logdir.iterdir() if path.name not in _LEFT_OVER)
+    names = sorted(path.name for path in logdir.iterdir())
+    # Drafts of a config are left by starts that were killed.
+    others = [name for name in names if not re.fullmatch(_DRAFT_OF_CONFIG, name)]
     if others:
         raise UserError(
             f"{logdir} holds other things ({', '.join(others[:3])}{', …' * (len(others) > 3)}) and "

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 CHUNK_TOKENS = 1 << 22
 """Half of one of the original's files."""
-_CACHED = 256
-"""Chunks whose order is in memory, 8 bytes a sentence each: more than a process has streams."""
+_CACHED = 512
+"""Chunks whose order is in memory, at most, 8 bytes a sentence each: more than the streams of a
+process need in two epochs."""
 _SEARCHED = 1 << 16
 
 
@@ -101,20 +102,21 @@ class Sentences:
     def _order(self, epoch: int, chunk: int) -> _Order:
         key = epoch, chunk
         if key not in self._orders:
-            tokens = self._tokens[self._bounds[chunk] : self._bounds[chunk + 1]]
-            ends = np.flatnonzero(tokens == self._eos) + 1
-            if not len(ends) or ends[-1] != len(tokens):
-                ends = np.append(ends, len(tokens))  # the last sentence of the split was cut off
-            starts = np.concatenate([[0], ends[:-1]])
-            order = self._random(epoch, chunk).permutation(len(ends))
-            lengths = (ends - starts)[order]
-            self._orders[key] = _Order(
-                starts[order].astype(np.int32), np.cumsum(lengths).astype(np.int32)
-            )
-            if len(self._orders) > _CACHED:
+            self._orders[key] = self._find_order(epoch, chunk)
+            if len(self._orders) > min(_CACHED, 2 * (len(self._bounds) - 1)):
                 self._orders.popitem(last=False)
         self._orders.move_to_end(key)
         return self._orders[key]
+
+    def _find_order(self, epoch: int, chunk: int) -> _Order:
+        tokens = self._tokens[self._bounds[chunk] : self._bounds[chunk + 1]]
+        ends = np.flatnonzero(tokens == self._eos) + 1
+        if not len(ends) or ends[-1] != len(tokens):
+            ends = np.append(ends, len(tokens))  # the last sentence of the split was cut off
+        starts = np.concatenate([[0], ends[:-1]])
+        order = self._random(epoch, chunk).permutation(len(ends))
+        lengths = (ends - starts)[order]
+        return _Order(starts[order].astype(np.int32), np.cumsum(lengths).astype(np.int32))
 
     def _random(self, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, len(numbers), *numbers])
@@ -130,6 +132,10 @@ class Epoch:
 
     def __len__(self) -> int:
         return len(self._sentences)
+
+    def prepare(self, position: int) -> None:
+        """Finds the order of the chunk that a slice from `position` on begins in."""
+        self[position : position + 2]  # the first token of all may lie in no chunk
 
     def __getitem__(self, part: slice) -> NDArray[np.int32]:
         start, stop, _ = part.indices(len(self))

@@ -1,5 +1,9 @@
 """A split cut into streams, and the streams into segments [batch, time].
 
+All documents of a split are one text, which is cut into B stretches, wherever the cuts may lie. (In
+the scaling fork all streams are in the same file.) `skip_files` counts documents: files, and with
+`wiki` articles.
+
 Letters: B batch, T segment (tgt_len).
 """
 
@@ -121,6 +125,10 @@ class Streams:
     def at(self, n: int, rows: slice = slice(None)) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The segment that is read after n others, from the first epoch on, as `segment` has it."""
         epoch, i = divmod(n, len(self))
+        own, left = range(self.batch)[rows], len(self) - 1 - i
+        if self.sentences and left < len(own):
+            # Where all streams begin anew, the first segment would take seconds.
+            self.sentences.epoch(epoch + 1).prepare(own[left] * self.stride)
         return self.epoch(epoch).segment(i, rows)
 
     def epoch(self, epoch: int) -> Self:

@@ -22,6 +22,8 @@ from tqdm import tqdm
 from txl_jax import flops, metrics, preflight, sharding, token_files
 from txl_jax.checks import WARM_UP, check_throughput
 from txl_jax.config import Config
+from txl_jax.peers import Peers
+from txl_jax.prefetch import Prefetch
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
 from txl_jax.streams import Streams, training_streams
 
@@ -31,13 +33,14 @@ ZIPF_EXPONENT, ZIPF_SHIFT = 1.3, 5.0
 _PACKAGES = ("jax", "jaxlib", "flax")
 
 
-def run(name: str, cfg: Config, mesh: Mesh) -> int:
+def run(name: str, cfg: Config, mesh: Mesh, peers: Peers) -> int:
     """Measures the config `name`; process 0 prints what comes out. Returns the exit status.
 
-    Raises UserError: no step would be left to time, the data set cannot be used …
+    Raises UserError: no step would be left to time, the data set cannot be used or is another one
+    on another host …
     """
     check_throughput(cfg)
-    cfg, streams = open_streams(cfg)
+    cfg, streams = open_streams(cfg, peers)
     found = {"config": name} | measure(cfg, mesh, streams)
     if jax.process_index() == 0:
         print(show(found))
@@ -45,17 +48,18 @@ def run(name: str, cfg: Config, mesh: Mesh) -> int:
     return 0
 
 
-def open_streams(cfg: Config) -> tuple[Config, Streams]:
+def open_streams(cfg: Config, peers: Peers) -> tuple[Config, Streams]:
     """The streams to train on, and `cfg` with the vocabulary's size filled in.
 
-    Raises UserError: synthetic tokens of no vocabulary, a data set that cannot be used or is too
-    short.
+    Raises UserError: synthetic tokens of no vocabulary, a data set that cannot be used, is too
+    short, or is not that of the other processes.
     """
     batch, tgt_len = cfg.train.batch, cfg.model.tgt_len
     if cfg.data.dataset == "synthetic":
         drawn = zipf(cfg.model.n_token, batch * (SEGMENTS * tgt_len + 1))
         return cfg, Streams.trimmed(drawn, batch, tgt_len)
     tokens = token_files.prepare(cfg.data)
+    peers.check_same({"token files": tokens.fingerprint})
     cfg = preflight.with_vocabulary(cfg, tokens.vocab)
     return cfg, training_streams(cfg, tokens)
 
@@ -123,7 +127,8 @@ def measure(cfg: Config, mesh: Mesh, streams: Streams) -> dict[str, Any]:
 def time_steps(cfg: Config, mesh: Mesh, streams: Streams, state: Any) -> tuple[Any, Totals]:
     """Seconds of each step, float64 [steps], and the sums over all of them; `state` is donated.
 
-    Steps follow each other as in a run: while one is under way, the host hands over the next.
+    Steps follow each other as in a run: while one is under way, the host hands over the next, and
+    batches are made ahead.
     A step lasts from the end of the step before it to its own; the first, from the beginning.
     """
     rows = sharding.local_rows(mesh, cfg.train.batch)
@@ -132,13 +137,13 @@ def time_steps(cfg: Config, mesh: Mesh, streams: Streams, state: Any) -> tuple[A
     ends, under_way = [time.perf_counter()], None
     hidden = None if jax.process_index() == 0 else True
     steps = range(_steps(cfg))
-    for n in tqdm(steps, unit="step", delay=2, leave=False, disable=hidden):
-        batch = place_batch(cfg, mesh, streams.at(n, rows))
-        state, dispatched = train_step(state, *batch)
-        if under_way is not None:
-            jax.block_until_ready(under_way)
-            ends.append(time.perf_counter())
-        under_way = dispatched
+    with Prefetch(lambda n: place_batch(cfg, mesh, streams.at(n, rows)), steps) as batches:
+        for _ in tqdm(steps, unit="step", delay=2, leave=False, disable=hidden):
+            state, dispatched = train_step(state, *batches.take())
+            if under_way is not None:
+                jax.block_until_ready(under_way)
+                ends.append(time.perf_counter())
+            under_way = dispatched
     jax.block_until_ready(under_way)
     ends.append(time.perf_counter())
     return np.diff(ends), jax.device_get(state.totals)

@@ -1,9 +1,10 @@
 """Token files: a corpus as ids on disk, made once.
 
 What a corpus became is kept in a folder whose name has the hash of its text and settings, the
-fingerprint. Its manifest.json also has a signature: a hash of the sizes, times and inodes of the
-files that were read. While these are the same the corpus need not be read again to know that the
-token files are its own; when they are not, it is read, and only its fingerprint decides.
+fingerprint. Its manifest.json also has signatures, one for each of the last copies of the text: a
+hash of the sizes, times and inodes of the files that were read. While these are the same the corpus
+need not be read again to know that the token files are its own; when they are not, it is read, and
+only its fingerprint decides.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections import deque
@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from txl_jax import corpora, known_sizes, pieces, storage, vocab
+from txl_jax import corpora, known_sizes, locks, pieces, storage, vocab
 from txl_jax.config import DataConfig
 from txl_jax.documents import SPLITS, Corpus, unreadable
 from txl_jax.errors import UserError
@@ -46,6 +45,8 @@ _COARSE_TICK_NS = 2_000_000_000
 """Within this time after a change of a file another one may leave its times as they are: on most
 file systems, and on those that keep whole seconds."""
 _LEFT_SECONDS = 3600.0
+_SIGNATURES = 8
+"""As many copies of a text may be used in turn, and none is read again."""
 _COMMONEST = 20
 _AT_ONCE = 1 << 20
 _TOO_MANY_UNKNOWN = 0.5
@@ -91,7 +92,8 @@ def prepare(cfg: DataConfig) -> TokenFiles:
 
     Token files that are cut short are made again. Files appear in their folder
     `cfg.data_dir/DATASET-VOCAB-HASH` all at once. Of several processes that need them, one makes
-    them and the others wait for it.
+    them and the others wait for it. Token files that are there are used although nothing can be
+    written.
 
     Raises UserError for a corpus that cannot be used, or a folder that cannot be written.
     """
@@ -100,8 +102,15 @@ def prepare(cfg: DataConfig) -> TokenFiles:
         return files
     data_dir = Path(cfg.data_dir)
     try:
-        storage.check_writable(data_dir)
-        with _alone(data_dir / f".{source.name}-{source.hash[:12]}.lock", data_dir):
+        try:
+            storage.check_writable(data_dir)
+        except OSError:
+            if not _manifests(source):
+                raise
+            # Nothing can be made here, but the text may be that of token files that are there.
+            return _read(source, source.signature())
+        lock = data_dir / f".{source.name}-{source.hash[:12]}.lock"
+        with locks.alone(lock, f"prepares {data_dir}"):
             source.remove_unfinished()
             # Taken before the text is read: what changes meanwhile makes the next start read it.
             signature = source.signature()
@@ -240,40 +249,20 @@ class _Reader:
         return self._hash.hexdigest()
 
 
-@contextlib.contextmanager
-def _alone(path: Path, data_dir: Path) -> Iterator[None]:
-    """While no other process of this machine prepares the same; it makes the folder.
-
-    The lock goes with the process that has it. Where there are no locks on files, it goes on
-    without: `_publish` copes with others.
-    """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, is_singleton=False, fallback_to_soft=False)
-    try:
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            print(f"waiting for another process that prepares {path.parent}", file=sys.stderr)
-            lock.acquire()
-    except (OSError, NotImplementedError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _known(source: _Source, signature: str) -> TokenFiles | None:
     """The token files that were made from the files of this signature, if there are any."""
-    for path in sorted(Path(source.cfg.data_dir).glob(f"{source.name}-*/{_MANIFEST}")):
+    for path in _manifests(source):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             manifest = json.loads(path.read_text("utf-8"))
-            if manifest["signature"] == signature:
+            if signature in manifest["signatures"]:
                 files = _open(path.parent, manifest["fingerprint"])
                 if files and path.parent == _folder(source, files.fingerprint):
                     return files
     return None
+
+
+def _manifests(source: _Source) -> list[Path]:
+    return sorted(Path(source.cfg.data_dir).glob(f"{source.name}-*/{_MANIFEST}"))
 
 
 def _folder(source: _Source, fingerprint: str) -> Path:
@@ -310,7 +299,9 @@ def _read(source: _Source, signature: str) -> TokenFiles:
 def _sign(folder: Path, signature: str) -> None:
     """Notes that the token files are those of a corpus with this signature, too."""
     path = folder / _MANIFEST
-    manifest = json.loads(path.read_text("utf-8")) | {"signature": signature}
+    manifest = json.loads(path.read_text("utf-8"))
+    others = [other for other in manifest.get("signatures", []) if other != signature]
+    manifest["signatures"] = [*others, signature][-_SIGNATURES:]
     # Without, the corpus is only read again at the next start.
     with contextlib.suppress(OSError):
         storage.write_text(path, json.dumps(manifest, indent=2) + "\n")
@@ -383,7 +374,7 @@ def _make(
         vocabulary.save(unfinished / "vocab.json")
         manifest = {
             "fingerprint": fingerprint,
-            "signature": signature,
+            "signatures": [signature],
             "dataset": source.cfg.dataset,
             "vocab": source.cfg.vocab,
             "vocab_size": len(vocabulary),

@@ -43,6 +43,7 @@ from txl_jax.home import Home
 from txl_jax.journal import Journal, say
 from txl_jax.pace import Pace
 from txl_jax.peers import Peers, facts
+from txl_jax.prefetch import Prefetch
 from txl_jax.sampling import Sampling
 from txl_jax.signals import caught_signals
 from txl_jax.step import Totals, after_validation, init_state, make_train_step, place_batch
@@ -133,12 +134,18 @@ def train(
             # Clocks differ, and all have to save the same step: the first process decides.
             return due(cfg.train.log_every) and peers.gather("save", "yes" * late)[0] == "yes"
 
+        def batch_of(step: int) -> tuple[jax.Array, jax.Array]:
+            return place_batch(cfg, mesh, streams.at(course.segment(step), rows))
+
         train_step = make_train_step(cfg, mesh, len(streams), course=course)
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
         pace, done = Pace(cfg, mesh), None
         first, saved, saved_at = n, n, time.monotonic()
         earlier = home.events() if primary else []
-        with Journal(home.folder, n, steps, course, earlier) as journal:
+        with (
+            Journal(home.folder, n, steps, course, earlier) as journal,
+            Prefetch(batch_of, range(n, steps)) as batches,
+        ):
             evaluator = Evaluator(
                 cfg.model, mesh, cfg.train.eval_batch, "eval_batch", on_segment=journal.work_on
             )
@@ -146,8 +153,7 @@ def train(
                 journal.scalars(0, metrics.sizes(state.params))
             while n < steps and not stopped_by:
                 with pace.input():
-                    segment = streams.at(course.segment(n), rows)
-                    inputs, targets = place_batch(cfg, mesh, segment)
+                    inputs, targets = batches.take()
                 state, dispatched = train_step(state, inputs, targets)
                 # At most two steps are under way: no device waits, and a signal is soon noticed.
                 jax.block_until_ready(done)
@@ -232,7 +238,7 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     mesh = sharding.make_mesh()
     preflight.check(cfg, mesh)
     if cfg.train.throughput:
-        return throughput.run(command.config, cfg, mesh)
+        return throughput.run(command.config, cfg, mesh, peers)
     home, primary = Home(logdir), jax.process_index() == 0
     if primary:
         home.bring()

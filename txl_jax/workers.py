@@ -33,6 +33,8 @@ class Workers(Generic[_Task]):
         Args:
           task: what is done with a block; it can be pickled, and may keep something between blocks.
           processes: how many there are.
+
+        Raises UserError where they cannot be started.
         """
         self._task = task
         self._processes: list[_Process] = []
@@ -93,12 +95,19 @@ class _Process:
     def __init__(self, task: Callable[[bytes], Any]):
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "txl_jax.workers"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "txl_jax.workers"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        except OSError as error:
+            raise UserError(
+                "cannot start a process that turns text into tokens "
+                f"({error.strerror or error}): close other programs, or raise the limits on "
+                "processes and open files"
+            ) from None
         try:
             self._send(task)
         except BaseException:
