@@ -164,6 +164,7 @@ def test_token_files_are_the_same_either_way(archives, tmp_path, dataset, serve)
         assert built.splits[split].tolist() == manual.splits[split].tolist()
 
 
+@pytest.mark.slow
 def test_losses_are_the_same_either_way(archives, shell, tmp_path):
     files = wikitext(archives, "wikitext-2")
     corpora.obtain(config("wikitext-2", tmp_path / "built"))

@@ -8,7 +8,8 @@ from txl_jax import text_files
 from txl_jax.errors import UserError
 from txl_jax.text_files import NotUtf8
 
-contents = st.binary(max_size=12) | st.text("aé日🎈\0\n", max_size=6).map(str.encode)
+parts = st.sampled_from([b"a", "é".encode(), "日".encode(), "🎈".encode(), b"\n", b"\0", b"\xff"])
+contents = st.binary(max_size=12) | st.lists(parts, max_size=8).map(b"".join)
 
 
 def in_blocks(content: bytes, size: int) -> list[bytes]:

@@ -107,6 +107,8 @@ def train(
         if n >= (steps := course.steps(cfg.train.max_tokens)):
             say(f"{home.logdir} is finished: all {n} steps are done")
             return 0
+        if tokens.new:
+            say(findings.table(tokens))
         say(
             f"{home.logdir}: {f'goes on after step {n} of ' if n else ''}{steps} steps of {batch} "
             f"x {cfg.model.tgt_len} tokens, {metrics.count(state.params):,} parameters, {devices}"
@@ -247,8 +249,6 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     cfg = preflight.with_vocabulary(cfg, tokens.vocab)
     check_length(len(tokens.splits["train"]), cfg.train.batch, cfg.model.tgt_len)
     peers.check_same({"token files": tokens.fingerprint})
-    if tokens.new:
-        say(findings.table(tokens))
     status = train(cfg, mesh, tokens, peers, home, start)
     if status:
         return status
