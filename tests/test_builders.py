@@ -534,6 +534,45 @@ def test_a_builder_that_is_killed_is_started_again(archives, tmp_path):
     assert archives.asked == {PATH: 1}
 
 
+def test_a_download_is_made_where_there_are_no_locks(archives, tmp_path):
+    wikitext(archives, "wikitext-2")
+    prelude = """
+def flock(*args):
+    raise OSError(errno.ENOLCK, "no locks available")
+import errno, fcntl
+fcntl.flock = flock
+"""
+    with start("wikitext-2", tmp_path, prelude) as process:
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+    assert texts(corpora.open_corpus(config("wikitext-2", tmp_path)))["valid"] == LINES["valid"]
+
+
+def test_prepared_data_sets_are_used_where_they_can_only_be_read(archives, tmp_path):
+    """The folder for token files links to them."""
+    wikitext(archives, "wikitext-2")
+    shelf, own = tmp_path / "shelf", tmp_path / "own"
+    obtained(config("wikitext-2", shelf))
+    own.mkdir()
+    (own / "tfds").symlink_to(shelf / "tfds")
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    words = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(shelf))
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let its users mount a folder of their own")
+    script = """
+        import sys
+        from txl_jax import known_sizes, token_files
+        from txl_jax.config import DataConfig
+
+        known_sizes.check = lambda *found: None
+        token_files.prepare(DataConfig("wikitext-2", vocab="words", data_dir=sys.argv[1]))
+    """
+    command = [*words, sys.executable, "-c", textwrap.dedent(script), str(own)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in own.glob("wikitext-2-words-*/train.npy")] == ["train.npy"]
+
+
 def test_several_processes_download_once(archives, tmp_path):
     wikitext(archives, "wikitext-2")
     archives.stopped_at = 1000

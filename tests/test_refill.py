@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -18,12 +19,13 @@ from flax import nnx
 from tests import tiny
 from tests.members import free_port
 from tests.tiny import TGT_LEN, WORDS
-from txl_jax import run_folder, sharding, token_files, train
+from txl_jax import config, run_folder, sharding, token_files, train
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import ClusterConfig, Config
 from txl_jax.course import Course
 from txl_jax.model import Memory, abstract
 from txl_jax.refill import refilled
+from txl_jax.sentences import Sentences
 from txl_jax.step import (
     TrainState,
     init_state,
@@ -31,7 +33,7 @@ from txl_jax.step import (
     place_batch,
     state_shardings,
 )
-from txl_jax.streams import Streams
+from txl_jax.streams import Streams, training_streams
 
 pytest_plugins = ["tests.tiny_runs"]
 
@@ -207,6 +209,115 @@ def n_tokens(home: Path) -> int:
     return len(np.load(path))
 
 
+CORPORA = {
+    "sentences": ["--dataset", "lm1b", "--vocab", "words", "--text-dir", "", "--data-dir", "lm"],
+    "skip_files": ["--skip-files", "20.5"],
+}
+
+
+@pytest.fixture(params=CORPORA)
+def corpus(request, shell, compiled, any_size, monkeypatch) -> list[str]:
+    """Words that name a corpus that is not simply read from its beginning; it is prepared."""
+    monkeypatch.chdir(shell.home)
+    root = shell.home / "lm" / "one-billion-words"
+    if not root.exists():
+        root.mkdir(parents=True)
+        known = [f"word{i}" for i in range(40)]
+        (root / "1b_word_vocab.txt").write_text("\n".join(["<S>", "<UNK>", *known, ""]))
+        draw = random.Random(0)
+        for name, n in (("train", 500), ("valid", 20), ("test", 20)):
+            lines = [" ".join(draw.choices(known, k=draw.randint(3, 12))) for _ in range(n)]
+            (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    words = [*SHORT, "--eval-every", "100", *CORPORA[request.param]]
+    # What is prepared here, commands use, though its size is not that of the real data set.
+    token_files.prepare(config.parse("", words, config.TrainCommand).experiment.data)
+    return words
+
+
+def read_by_hand(cfg: Config, segment: int) -> np.ndarray:
+    """The inputs [B, T] after so many segments, of this epoch and those before."""
+    files = token_files.prepare(cfg.data)
+    whole, batch = files.splits["train"], cfg.train.batch
+    if cfg.data.skip_files:
+        begin, end = files.documents["train"][20:22]
+        whole = whole[begin + (end - begin) // 2 :]
+    n = len(whole) // batch
+    epoch, i = divmod(segment, -(-(n - 1) // TGT_LEN))
+    if files.sentences:
+        whole = Sentences(whole, int(files.vocab.start[0]), cfg.train.seed).epoch(epoch)[:]
+    inputs = np.zeros((batch, TGT_LEN), np.int32)
+    for row, stream in zip(inputs, whole[: batch * n].reshape(batch, n), strict=True):
+        part = stream[: n - 1][i * TGT_LEN :][:TGT_LEN]
+        row[: len(part)] = part
+    return inputs
+
+
+def test_another_batch_reads_on_from_the_same_count_of_tokens(corpus, shell, monkeypatch, capsys):
+    """Over the end of the epoch, after which sentences have another order."""
+    logdir = shell.home / "runs" / f"refill-{corpus[-1]}"
+    words = [*corpus, "--logdir", str(logdir), "--max-tokens", "1000000"]
+    with contextlib.chdir(shell.home):
+        known = config.parse("", words, config.TrainCommand).experiment
+        streams = training_streams(known, token_files.prepare(known.data))
+    stop = len(streams) - 1
+    stop_after(stop, words, monkeypatch)
+    read, place = [], train.place_batch
+
+    def note(cfg: Config, mesh: Any, rows: tuple[np.ndarray, np.ndarray]) -> Any:
+        read.append(rows[0])
+        return place(cfg, mesh, rows)
+
+    monkeypatch.setattr(train, "place_batch", note)
+    capsys.readouterr()
+    stop_after(4, [*words, "--batch", "16"], monkeypatch)
+    segment, back = divmod(stop * 8 * TGT_LEN, 16 * TGT_LEN)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("batch 16"))
+    assert f"go on at segment {segment} of " in line
+    assert (f", {back} tokens back; " in line) == (back > 0)
+    cfg = run_folder.read_config(logdir)
+    for i in range(4):
+        np.testing.assert_array_equal(read[i], read_by_hand(cfg, segment + i))
+    assert newest(logdir)[1]["tokens"] == stop * 8 * TGT_LEN + 4 * 16 * TGT_LEN
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_two_processes_read_on_as_one_does(corpus, shell, monkeypatch, capsys):
+    name = corpus[-1]
+    alone, together = (shell.home / "runs" / f"refill-{name}-{how}" for how in ("one", "two"))
+    words = [*corpus, "--max-tokens", str(50 * 8 * TGT_LEN)]
+    stop_after(20, [*words, "--logdir", str(alone)], monkeypatch)
+    shutil.copytree(alone, together)
+    stop_after(25, [*words, "--logdir", str(alone)], monkeypatch)
+    capsys.readouterr()
+    outputs = in_two_processes(shell, [*words, "--logdir", str(together)])
+    assert "goes on after step 20 of 50 steps" in outputs[0]
+    assert "memory" not in outputs[0].split("Step ")[0]
+    expected, got = (
+        {n["step"]: n["learning/loss"] for n in tiny.metrics(logdir) if "learning/loss" in n}
+        for logdir in (alone, together)
+    )
+    assert list(expected)[-1] == 44
+    assert {step: got[step] for step in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def in_two_processes(shell: tiny.Shell, words: list[str]) -> list[str]:
+    """What two processes say that train together to the end of the run."""
+    words = [word for word in words if word != "--local"]
+    words += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2"]
+    started = [
+        shell.start("train", *words, "--process-id", str(number), stderr=STDOUT)
+        for number in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], outputs
+    return outputs
+
+
 def test_other_parts_of_the_batch_change_nothing(shell, compiled, monkeypatch, capsys):
     monkeypatch.chdir(shell.home)
     words = [*SHORT, "--eval-every", "100", "--max-tokens", str(14 * 8 * TGT_LEN)]
@@ -240,18 +351,7 @@ def test_two_processes_refill_what_one_does(shell, compiled, monkeypatch, capsys
     words += ["--batch", "16", "--zero", "1"]
     stop_after(5, [*words, "--logdir", str(alone)], monkeypatch)
 
-    words = [word for word in words if word != "--local"] + ["--logdir", str(together)]
-    words += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2"]
-    started = [
-        shell.start("train", *words, "--process-id", str(number), stderr=STDOUT)
-        for number in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], outputs
+    outputs = in_two_processes(shell, [*words, "--logdir", str(together)])
     (line,) = (line for line in outputs[0].splitlines() if line.startswith("batch 16 instead of 8"))
     assert "segment 5 of" in line and line.endswith("; memory refilled from segment 1 on")
     assert line in capsys.readouterr().out

@@ -5,6 +5,7 @@ import json
 import math
 import platform
 from pathlib import Path
+from subprocess import STDOUT
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.members import free_port
 from tests.tiny import WORDS, Shell
 from txl_jax import config, metrics, sharding, throughput, train
 from txl_jax.checks import WARM_UP
@@ -137,6 +139,30 @@ def test_a_real_data_set_is_measured_too_and_no_run_is_begun(shell):
     assert (found["config"], found["dataset"]) == ("quickstart", "text")
     assert found["timed_steps"] == math.ceil(900 / tiny.BATCH / tiny.TGT_LEN) - WARM_UP
     assert not (shell.home / "runs" / "measured").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "lr_finder"])
+def test_hosts_with_other_texts_are_told_so(shell, tmp_path, monkeypatch, command):
+    words = [word for word in WORDS if word not in ("--local", "--no-throughput")]
+    words += ["--max-tokens", "900", *(["--throughput"] if command == "train" else [])]
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    processes = []
+    try:
+        for number in range(2):
+            home = tmp_path / str(number)
+            tiny.write_text(home / "text")
+            if number:
+                (home / "text" / "003.txt").write_text("another text\n")
+            monkeypatch.setenv("JAX_PROCESS_ID", str(number))
+            processes.append(shell.start(command, *words, cwd=home, stderr=STDOUT))
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    for output in outputs:
+        assert "another token files; make all hosts the same" in output
 
 
 @pytest.mark.parametrize(
