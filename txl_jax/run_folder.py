@@ -29,7 +29,9 @@ from txl_jax.errors import UserError
 CONFIG = "config.json"
 STARTS = "run.json"
 IMPORTED = "imported.json"
-_LEFT_OVER = {CONFIG + storage.DRAFT}  # of a start that was killed
+TRIAL = ".trial-"
+"""Begins the names of files that are there for a moment, to see where a folder is seen."""
+_LEFT_OVER = (CONFIG + storage.DRAFT, TRIAL)  # of a start that was killed
 _SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 _MAY_DIFFER = {
@@ -119,7 +121,7 @@ def parse_config(content: Any, where: str) -> Config:
 def _check_empty(logdir: Path) -> None:
     if not logdir.is_dir():
         raise UserError(f"{logdir} is a file; --logdir takes a folder")
-    others = sorted(path.name for path in logdir.iterdir() if path.name not in _LEFT_OVER)
+    others = sorted(path.name for path in logdir.iterdir() if not path.name.startswith(_LEFT_OVER))
     if others:
         raise UserError(
             f"{logdir} holds other things ({', '.join(others[:3])}{', …' * (len(others) > 3)}) and "

@@ -71,6 +71,7 @@ def train(
     layout = sharding.Layout.of(cfg, mesh)
     # A run that has a checkpoint goes on from there, also when what it started from is gone.
     begun = checkpoint_reader.exists(home.folder / CHECKPOINTS, home.store)
+    begun = peers.gather("begun", "yes" * begun)[0] == "yes"
     start = None if begun else warm_start.load(cfg, mesh, tokens)
     attempt = checkpoint_reader.next_attempt(home.folder / CHECKPOINTS, home.store)
     if primary:
@@ -86,7 +87,7 @@ def train(
             attempt=attempt,
             store=home.store,
             mirror=mirror,
-            everyone=peers.everyone,
+            gather=peers.gather,
         ) as checkpoints,
     ):
         state, n, best = init_state(cfg, mesh), 0, math.inf
@@ -236,6 +237,8 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     if primary:
         home.bring()
         run_folder.check(home.folder, cfg)
+    if peers.several:
+        home.check_shared(peers.gather, primary)
     tokens = token_files.prepare(cfg.data)
     cfg = preflight.with_vocabulary(cfg, tokens.vocab)
     check_length(len(tokens.splits["train"]), cfg.train.batch, cfg.model.tgt_len)
@@ -245,7 +248,7 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
         return status
     found = results.load(home.folder) if primary else None
     if not peers.everyone(found is not None or not primary):
-        trained = best_of(home.folder, home.store, cfg, tokens, mesh, peers.everyone)
+        trained = best_of(home.folder, home.store, cfg, tokens, mesh, peers.gather)
         heartbeat = Heartbeat(home.folder, jax.process_index())
         found = results.evaluate_run(trained, tokens, mesh, heartbeat.work_on)
         if primary:
