@@ -29,6 +29,7 @@ from txl_jax import distributed, run_folder
 from txl_jax.config import Config
 from txl_jax.distributed import VERDICT, Cluster, Store
 from txl_jax.errors import INTERRUPTED_STATUS, RESTART_STATUS, USAGE_STATUS, UserError
+from txl_jax.signals import Stopped
 
 PULSE_SECONDS = 1.0
 SILENCE_SECONDS = 12.0
@@ -41,6 +42,12 @@ _BUG_STATUS = 1
 _CONTACT = re.compile("gloo|nccl|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.IGNORECASE)
 """What JAX's errors say when processes could not talk to one another: who is late by 30 s, because
 its machine is busy, is an error on CPUs though all are alive."""
+_DEVICE = re.compile(
+    "CUDA_ERROR|CUDA error|CUBLAS_STATUS|CUDNN_STATUS|launched on stream|in an error state"
+)
+"""What they say when a GPU has failed; it, or the one of another machine, may do the next time."""
+_FULL = re.compile("RESOURCE_EXHAUSTED|OUT_OF_MEMORY")
+"""What they say when its memory does not suffice: it would not the next time."""
 _XLA_STATUS = re.compile("[A-Z_]+: ")
 _MAY_DIFFER = {"train.logdir", "data.data_dir", "data.text_dir"}
 """Folders may have other names on other hosts; the token files are compared by what is in them."""
@@ -60,16 +67,18 @@ class Peers:
     """The processes of a run, in a `with` that holds all that they do together.
 
     A normal end waits for all of them. An error in one ends all: after a UserError with status 2,
-    after a failure of what connects them, or the loss of a peer, with 75, after any other with
-    status 1 and its traceback.
+    after a failure of what connects them or of a device, or the loss of a peer, with 75, after any
+    other with status 1 and its traceback.
 
-    Alone (`Peers(None)`) there is nobody to wait for, and errors pass through.
+    Alone (`Peers(None)`) there is nobody to wait for; the failure of a device ends the process with
+    75, and other errors pass through.
     """
 
     def __init__(self, cluster: Cluster | None):
         self.several = cluster is not None
-        self.step = 0
+        self.step = self._looks = 0
         """The step that signs of life and reports name; `stop_agreed` keeps it."""
+        self._stopped = False
         self._host = socket.gethostname()
         if cluster is None:
             return
@@ -129,14 +138,22 @@ class Peers:
                 "all hosts the same"
             )
 
-    def stop_agreed(self, step: int) -> bool:
-        """Whether to stop after `step`, because one of the processes got SIGTERM.
+    def stop_agreed(self, step: int | None = None) -> bool:
+        """Whether to stop now, after `step`, because one of the processes got SIGTERM.
 
-        All call it at every step with the same numbers, and are told the same; the answer comes up
+        All call it at the same places, as often as each other: at every step, and between two steps
+        (without a number) wherever something takes long. All are told the same; the answer comes up
         to about three seconds after the signal.
         """
-        self.step = step
-        return self.several and distributed.reached_stop(step)
+        self.step = self.step if step is None else step
+        self._looks += 1
+        self._stopped = self._stopped or (self.several and distributed.reached_stop(self._looks))
+        return self._stopped
+
+    def check_stop(self) -> None:
+        """As `stop_agreed`, between two steps; raises Stopped if so."""
+        if self.stop_agreed():
+            raise Stopped
 
     def __enter__(self) -> "Peers":
         if self.several:
@@ -151,6 +168,9 @@ class Peers:
         trace: TracebackType | None,
     ) -> None:
         if not self.several:
+            if error is not None and is_loss(error):
+                traceback.print_exception(error)
+                raise SystemExit(RESTART_STATUS) from error
             return
         if error is None:
             self._store.wait_for_all("end")
@@ -163,7 +183,7 @@ class Peers:
         else:
             time.sleep(PATIENCE_SECONDS)  # the watching threads may end the process meanwhile
             line = traceback.format_exception_only(error)[0].strip()
-            if _is_from_xla(error) and _CONTACT.search(line):
+            if is_loss(error):
                 told = self._told(RESTART_STATUS, line)
                 self._end(RESTART_STATUS, told.split(" ", 1)[1], told)
             report = "".join(traceback.format_exception(error)).strip()
@@ -247,11 +267,15 @@ class Peers:
             self._store.set_first(VERDICT, verdict)
 
 
-def _is_from_xla(error: BaseException) -> bool:
-    """Is it a failure of a computation? A value that is made a Python number raises ValueError."""
-    return isinstance(error, jax.errors.JaxRuntimeError) or (
+def is_loss(error: BaseException) -> bool:
+    """Whether a computation has failed for want of a peer or of a device: another start may do."""
+    # A value that is made a Python number raises ValueError.
+    from_xla = isinstance(error, jax.errors.JaxRuntimeError) or (
         isinstance(error, ValueError) and _XLA_STATUS.match(str(error)) is not None
     )
+    text = str(error)
+    found = _CONTACT.search(text) or (_DEVICE.search(text) and not _FULL.search(text))
+    return from_xla and bool(found)
 
 
 def facts(cfg: Config) -> dict[str, str]:

@@ -43,7 +43,7 @@ from txl_jax.journal import Journal, say
 from txl_jax.pace import Pace
 from txl_jax.peers import Peers, facts
 from txl_jax.sampling import Sampling
-from txl_jax.signals import caught_signals
+from txl_jax.signals import Stopped, caught_signals, given_up
 from txl_jax.step import Totals, after_validation, init_state, make_train_step, place_batch
 from txl_jax.streams import check_length, training_streams
 from txl_jax.token_files import TokenFiles
@@ -89,6 +89,9 @@ def train(
             mirror=mirror,
             gather=peers.gather,
         ) as checkpoints,
+        # Between two steps it is the last checkpoint that counts: a step is saved when all that was
+        # to be done after it has been done.
+        given_up(stopped_by),
     ):
         state, n, best = init_state(cfg, mesh), 0, math.inf
         if restored := checkpoints.restore(state, may_differ="memory/"):
@@ -111,7 +114,9 @@ def train(
             f"x {cfg.model.tgt_len} tokens, {metrics.count(state.params):,} parameters, {devices}"
         )
         if batch_before != batch:
-            state, line = refill.refilled(cfg, mesh, state, streams, course, batch_before)
+            state, line = refill.refilled(
+                cfg, mesh, state, streams, course, batch_before, peers.check_stop
+            )
             say(line)
 
         def due(every: int) -> bool:
@@ -120,6 +125,10 @@ def train(
         def info() -> dict[str, Any]:
             seen = {"step": n, "tokens": course.tokens(n), "batch": batch}
             return seen | {"best": best, "fingerprint": tokens.fingerprint}
+
+        def work_on() -> None:
+            journal.work_on()
+            peers.check_stop()
 
         def save() -> None:
             finite_totals(state, checkpoints)
@@ -140,7 +149,7 @@ def train(
         earlier = home.events() if primary else []
         with Journal(home.folder, n, steps, course, earlier) as journal:
             evaluator = Evaluator(
-                cfg.model, mesh, cfg.train.eval_batch, "eval_batch", on_segment=journal.work_on
+                cfg.model, mesh, cfg.train.eval_batch, "eval_batch", on_segment=work_on
             )
             if n == 0:
                 journal.scalars(0, metrics.sizes(state.params))
@@ -174,13 +183,14 @@ def train(
                 if due(cfg.train.eval_every):
                     with pace.paused():
                         finite_totals(state, checkpoints)
+                        work_on()
                         params = layout.whole(state.params)
                         score = evaluator(params, valid, "validating")
                         line = metrics.validation_line(n, score.loss, measure)
                         journal.scalars(n, metrics.validation(score.loss, measure), line)
                         if cfg.train.sample_tokens:
                             text = results.sample_text(
-                                generator, params, tokens.vocab, cfg.train.sample_tokens
+                                generator, params, tokens.vocab, cfg.train.sample_tokens, work_on
                             )
                             journal.text(n, "sample", text)
                         del params
@@ -250,7 +260,16 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     if not peers.everyone(found is not None or not primary):
         trained = best_of(home.folder, home.store, cfg, tokens, mesh, peers.gather)
         heartbeat = Heartbeat(home.folder, jax.process_index())
-        found = results.evaluate_run(trained, tokens, mesh, heartbeat.work_on)
+
+        def work_on() -> None:
+            heartbeat.work_on()
+            peers.check_stop()
+
+        try:
+            found = results.evaluate_run(trained, tokens, mesh, work_on)
+        except Stopped:
+            say("stopped by SIGTERM in the final evaluation: the same command does it anew")
+            return RESTART_STATUS
         if primary:
             with home.mirrored(primary):
                 results.save(home.folder, found)
