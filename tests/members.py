@@ -189,6 +189,7 @@ def main(words: list[str]) -> int:
     say("process", os.getpid())
     with Peers.join(cluster) as peers:
         me = cluster.process if cluster else 0
+        peers.before_end((Path(folder) / f"last.{me}").touch)
         say("NCCL", *map(os.environ.get, ("NCCL_SOCKET_IFNAME", "NCCL_SOCKET_FAMILY")))
         return run(peers, me, Path(folder), int(steps), does, int(who or -1))
 

@@ -63,6 +63,7 @@ def test_a_run_ends_when_all_have_ended_and_a_slow_one_is_not_lost(runs):
         log = runs["slow"].log(member)
         assert "all well True one not False\nends after 100\n" in log
         assert "lost" not in log
+        assert not runs["slow"].logs[member].with_name(f"last.{member}").exists()
 
 
 def test_a_bug_in_one_ends_all_and_keeps_its_traceback(runs):
@@ -141,6 +142,7 @@ def test_who_is_lost_is_named_by_all_others(runs, name, lost):
         (found,) = re.findall(rf"^{line}", run.log(member), re.M)
         assert int(re.findall(r"\d+", found)[-1]) >= 20
         assert "Traceback" not in run.log(member)
+        assert run.logs[member].with_name(f"last.{member}").exists()
 
 
 @pytest.mark.slow
@@ -172,9 +174,11 @@ def test_alone_there_is_nobody_to_wait_for():
 
 def test_facts_are_code_versions_and_fields_but_not_names_of_folders(monkeypatch, tmp_path):
     found = peers.facts(Config())
-    assert {"code", "python", *run_folder.PACKAGES, "train.batch", "optim.lr"} <= found.keys()
+    assert {"code", "python", *run_folder.versions(), "train.batch", "optim.lr"} <= found.keys()
     assert found["train.batch"] == repr(Config().train.batch)
     assert not {"train.logdir", "data.data_dir", "data.text_dir"} & found.keys()
+
+    assert peers.local_devices() == {"devices": f"{len(jax.devices())} x cpu"}
 
     source = tmp_path / "txl_jax" / "deep" / "more.py"
     source.parent.mkdir(parents=True)

@@ -104,7 +104,9 @@ class Shell:
         command = [*self.within, sys.executable, "-m", f"txl_jax.{module}", *words]
         return subprocess.Popen(command, **settings | options)
 
-    def start_two(self, *words: str, folders: list[Path]) -> list[subprocess.Popen[str]]:
+    def start_two(
+        self, *words: str, folders: list[Path], devices: tuple[int, int] = (1, 1)
+    ) -> list[subprocess.Popen[str]]:
         """`train WORDS` as two processes of one run, in these working directories."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -118,10 +120,15 @@ class Shell:
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        options: dict[str, Any] = {"env": environment, "stderr": subprocess.STDOUT}
         return [
-            self.start("train", *words, str(number), cwd=folder, **options)
-            for number, folder in enumerate(folders)
+            self.start(
+                "train",
+                *(*words, str(number)),
+                cwd=folders[number],
+                env=environment | {"JAX_NUM_CPU_DEVICES": str(devices[number])},
+                stderr=subprocess.STDOUT,
+            )
+            for number in range(2)
         ]
 
     def run(self, module: str, *words: str | bytes, **options: Any) -> tuple[int, str, str]:

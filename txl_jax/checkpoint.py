@@ -171,8 +171,8 @@ class Checkpoints:
         buffers of its own that may be donated. The processes and devices may be others than those
         that saved it. Each process reads, and downloads, only what its devices hold.
 
-        `may_differ`: how the names of some leaves begin, such as `memory/`, and these are arrays.
-        If one of them has another shape or type in the checkpoint, all are returned as they are.
+        `may_differ`: how the names of some leaves begin, such as `memory/`. If one of them has
+        another shape or type in the checkpoint, all are returned as they are in `abstract_state`.
 
         All processes call this and get the same step: the newest that process 0 sees. A checkpoint
         that one of them finds damaged gets a line on its standard error, and all take the one

@@ -83,7 +83,7 @@ class Home:
 
         Process 0 uploads the run's own files, each process its heartbeat. What checkpoints upload,
         they say themselves. If there is something in `stopped`, as `caught_signals` puts there, the
-        end does not wait for long, and says what is only in the folder.
+        end waits as `Mirror.close` says, and tells what is only in the folder.
 
         Raises UserError if the store does not come back in time otherwise.
         """

@@ -17,8 +17,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -36,6 +36,8 @@ SILENCE_SECONDS = 12.0
 """A process that has shown no sign of life for so long is lost."""
 PATIENCE_SECONDS = 15.0
 """What looks like an error may be a peer's death; after so long it would be known."""
+LAST_WORK_SECONDS = 6.0
+"""For what is done before an end at once."""
 LINGER_SECONDS = 3.0
 """Process 0 holds the store, and stays until the others have read in it why the run ends."""
 _BUG_STATUS = 1
@@ -76,9 +78,10 @@ class Peers:
 
     def __init__(self, cluster: Cluster | None):
         self.several = cluster is not None
-        self.step = self._looks = 0
+        self.step = 0
         """The step that signs of life and reports name; `stop_agreed` keeps it."""
-        self._stopped = False
+        self._looks, self._stopped = 0, False
+        self._last_work: Callable[[], None] = lambda: None
         self._host = socket.gethostname()
         if cluster is None:
             return
@@ -154,6 +157,13 @@ class Peers:
         """As `stop_agreed`, between two steps; raises Stopped if so."""
         if self.stop_agreed():
             raise Stopped
+
+    def before_end(self, work: Callable[[], None]) -> None:
+        """Has `work` done, for some seconds at most, when this process has to end at once.
+
+        It is done by another thread, wherever the main thread is.
+        """
+        self._last_work = work
 
     def __enter__(self) -> "Peers":
         if self.several:
@@ -258,8 +268,11 @@ class Peers:
             publish.join(2.0)  # the store may be what is lost
         sys.stdout.flush()
         print(report, file=sys.stderr, flush=True)
-        if self._cluster.process == 0:
-            time.sleep(LINGER_SECONDS)
+        linger = time.monotonic() + (LINGER_SECONDS if self._cluster.process == 0 else 0)
+        last = threading.Thread(target=self._last_work, daemon=True)
+        last.start()
+        last.join(LAST_WORK_SECONDS)
+        time.sleep(max(0.0, linger - time.monotonic()))
         os._exit(status)
 
     def _publish(self, verdict: str) -> None:
@@ -286,8 +299,14 @@ def facts(cfg: Config) -> dict[str, str]:
         for name, value in values.items()
         if f"{section}.{name}" not in _MAY_DIFFER
     }
-    versions = {name: metadata.version(name) for name in run_folder.PACKAGES}
+    versions = run_folder.versions()
     return {"code": _code(), "python": platform.python_version(), **versions, **fields}
+
+
+def local_devices() -> dict[str, str]:
+    """The devices of this process, for `Peers.check_same`: batches are split evenly over all."""
+    local = jax.local_devices()
+    return {"devices": f"{len(local)} x {local[0].device_kind}"}
 
 
 def _code() -> str:

@@ -15,7 +15,7 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +33,13 @@ TRIAL = ".trial-"
 """Begins the names of files that are there for a moment, to see where a folder is seen."""
 _LEFT_OVER = (CONFIG + storage.DRAFT, TRIAL)  # of a start that was killed
 _SOURCE = Path(__file__).resolve().parent.parent
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "tokenizers"),
+    *("boto3", "nvidia-cublas", "nvidia-cublas-cu12"),
+    *(f"jax-cuda{cuda}-{part}" for cuda in (12, 13) for part in ("plugin", "pjrt")),
+    *(f"nvidia-{name}-cu{cuda}" for cuda in (12, 13) for name in ("cudnn", "nccl")),
+)
+"""Those that a result may depend on, and which of them there are depends on the machine."""
 _MAY_DIFFER = {
     *("train.batch", "train.accumulate", "train.eval_batch"),
     *("train.logdir", "train.checkpoint_minutes", "data.data_dir"),
@@ -196,11 +202,19 @@ def _this_start(command: Sequence[str], devices: str) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(command),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | versions(),
         "source": _source_revision(),
         "devices": devices,
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of `PACKAGES` that are installed, and their versions."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _source_revision() -> str | None:

@@ -25,8 +25,8 @@ PARENT = "TXL_PARENT"
 COORDINATOR, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID"
 STOPPED_SECONDS = 10.0
 """A trainer that was stopped for so long is killed."""
-GRACE_SECONDS = 30.0
-"""For the trainer to save and end after SIGTERM."""
+GRACE_SECONDS = 110.0
+"""For the trainer to save, upload and end after SIGTERM; a spot notice comes two minutes before."""
 PAUSE_SECONDS = (2.0, 5.0)
 """Before a restart, at random between these, so that hosts do not come all at once."""
 _PASSED_ON = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}

@@ -41,10 +41,17 @@ from txl_jax.heartbeat import Heartbeat
 from txl_jax.home import Home
 from txl_jax.journal import Journal, say
 from txl_jax.pace import Pace
-from txl_jax.peers import Peers, facts
+from txl_jax.peers import Peers, facts, local_devices
 from txl_jax.sampling import Sampling
 from txl_jax.signals import Stopped, caught_signals, given_up
-from txl_jax.step import Totals, after_validation, init_state, make_train_step, place_batch
+from txl_jax.step import (
+    Totals,
+    abstract_state,
+    after_validation,
+    init_state,
+    make_train_step,
+    place_batch,
+)
 from txl_jax.streams import check_length, training_streams
 from txl_jax.token_files import TokenFiles
 from txl_jax.trained import CHECKPOINTS, VOCAB, best_of, check_corpus
@@ -93,15 +100,19 @@ def train(
         # to be done after it has been done.
         given_up(stopped_by),
     ):
-        state, n, best = init_state(cfg, mesh), 0, math.inf
-        if restored := checkpoints.restore(state, may_differ="memory/"):
+        if mirror:
+            peers.before_end(mirror.leave)
+        n, best = 0, math.inf
+        if restored := checkpoints.restore(abstract_state(cfg, mesh), may_differ="memory/"):
             state, saved_info = restored
             check_corpus(home.folder, saved_info["fingerprint"], tokens)
             n, best, batch_before = (saved_info[name] for name in ("step", "best", "batch"))
             course = Course.after(course.step_tokens, n, saved_info["tokens"])
-        elif start:
-            state = state._replace(params=start.params(state.params))
-            say(start.report())
+        else:
+            state = init_state(cfg, mesh)
+            if start:
+                state = state._replace(params=start.params(state.params))
+                say(start.report())
         del start  # and the parameters that it has read
         if primary:
             with run_folder.writable(home.folder):
@@ -207,7 +218,8 @@ def train(
                 save()
     if not stopped_by:
         return 0
-    say(f"stopped by {stopped_by[0].name} after step {n}: the same command goes on")
+    how = f"stopped by {stopped_by[0].name} after step {n}"
+    say(f"{how}: the same command goes on from the last checkpoint")
     return RESTART_STATUS if peers.several else 128 + stopped_by[0]
 
 
@@ -239,6 +251,7 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     logdir = cfg.train.logdir or f"runs/{command.config}"
     cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, logdir=logdir))
     peers.check_same(facts(cfg))
+    peers.check_same(local_devices())
     mesh = sharding.make_mesh()
     preflight.check(cfg, mesh)
     if cfg.train.throughput:
