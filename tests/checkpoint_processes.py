@@ -4,6 +4,8 @@ Process I of N, with DEVICES devices each. Every further word is a scenario belo
 that name; the processes go through them together. What they print the tests look at.
 """
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -118,8 +120,13 @@ def number_of(state: Any, like: Any) -> int:
     return number
 
 
+def gather(name: str, value: str) -> list[str]:
+    rows = multihost_utils.process_allgather(np.frombuffer(value.encode().ljust(16), np.uint8))
+    return [bytes(row).decode().strip() for row in np.asarray(rows)]
+
+
 def everyone(ok: bool) -> bool:
-    return bool(multihost_utils.process_allgather(np.array(ok)).all())
+    return all(gather("everyone", "ok" * ok))
 
 
 class FolderStore:
@@ -217,7 +224,7 @@ def pointers(tree: Any) -> list[int]:
 
 def save(folder: Path) -> None:
     """Three steps, split as with zero, and a best one, split as without."""
-    with Checkpoints(folder / "run", keep=3, attempt=5, everyone=everyone) as checkpoints:
+    with Checkpoints(folder / "run", keep=3, attempt=5, gather=gather) as checkpoints:
         for step in STEPS:
             checkpoints.save(step, state_of(step), {"number": step})
         checkpoints.save_best(9, state_of(9, "plain"), {"number": 9})
@@ -261,14 +268,17 @@ def damage(folder: Path) -> None:
 def restore(folder: Path) -> None:
     """Every copy that `damage` has made; the whole one split in every way."""
     for path in sorted((folder / "damaged").iterdir()):
-        with Checkpoints(path, attempt=6, everyone=everyone) as checkpoints:
+        with Checkpoints(path, attempt=6, gather=gather) as checkpoints:
             for kind in SPECS if path.name == "whole" else ["zero"]:
                 say(**{f"{path.name} {kind}": found(checkpoints, kind)})
 
 
 def agree(folder: Path) -> None:
-    """Each process has a copy of its own, and in that of process 1 the newest step is damaged."""
-    with Checkpoints(folder / "shared", attempt=0, everyone=everyone) as checkpoints:
+    """Each process has a copy of its own: in that of process 1 the newest step is damaged.
+
+    Or one of the processes does not see it, as where folders are cached.
+    """
+    with Checkpoints(folder / "shared", attempt=0, gather=gather) as checkpoints:
         for step in (1, 2):
             checkpoints.save_best(step, state_of(step, "plain"), {"number": step})
     everyone(True)
@@ -277,13 +287,20 @@ def agree(folder: Path) -> None:
     if jax.process_index() == 1:
         flip(largest(path / "best" / "2.0" / "whole" / "arrays"))
     like = abstract("plain")["params"]
-    say(agreed=restore_params(path, like, everyone=everyone)[1]["number"])
+    say(agreed=restore_params(path, like, gather=gather)[1]["number"])
+    for missing in (0, 1):
+        path = folder / f"cached-{missing}-{jax.process_index()}"
+        shutil.copytree(folder / "shared", path)
+        if jax.process_index() == missing:
+            (path / "best" / "2.0" / "commit.json").unlink()
+        restored = restore_params(path, like, gather=gather)[1]["number"]
+        say(**{f"agreed, not seen by {missing}": restored})
 
 
 def never_written(folder: Path) -> None:
     """Process 1 cannot write its part of step 2."""
     path, index = folder / "never", jax.process_index()
-    checkpoints = Checkpoints(path, attempt=0, everyone=everyone, patience=1)
+    checkpoints = Checkpoints(path, attempt=0, gather=gather, patience=1)
     checkpoints.save(1, state_of(1), {"number": 1})
     checkpoints.wait()
     everyone(True)
@@ -304,7 +321,7 @@ def never_written(folder: Path) -> None:
 
 def slow(folder: Path) -> None:
     """A process that writes late: process 0 waits for it in the background."""
-    with Checkpoints(folder / "slow", attempt=0, everyone=everyone) as checkpoints:
+    with Checkpoints(folder / "slow", attempt=0, gather=gather) as checkpoints:
         for step in STEPS:
             if jax.process_index() == 1:
                 time.sleep(0.3)
@@ -314,11 +331,29 @@ def slow(folder: Path) -> None:
         say(slow=checkpoints.steps())
 
 
+def late(folder: Path) -> None:
+    """Process 1 saves when process 0 has said that it waits."""
+    index, errors = jax.process_index(), io.StringIO()
+    with Checkpoints(folder / "late", attempt=0, gather=gather, patience=0.1) as checkpoints:
+        if index == 1:
+            everyone(True)
+        checkpoints.save(1, state_of(1), {"number": 1})
+        with contextlib.redirect_stderr(errors):
+            while index == 0 and not errors.getvalue():
+                time.sleep(0.01)
+        if index == 0:
+            everyone(True)
+        while not checkpoints.steps():
+            time.sleep(0.01)
+        everyone(True)
+    say(late=errors.getvalue())
+
+
 def mirrored(folder: Path) -> None:
     """Two machines and a store, until one of them has lost its disk and all are started again."""
     index, jobs, store = jax.process_index(), Jobs(), FolderStore(folder / "store")
     spool = folder / f"host-{index}" / "checkpoints"
-    options: Any = {"store": store, "mirror": jobs, "everyone": everyone, "patience": 30}
+    options: Any = {"store": store, "mirror": jobs, "gather": gather, "patience": 30}
 
     def only(process: int, action: Callable[[], Any]) -> None:
         """One process does something while the others wait."""
@@ -411,7 +446,7 @@ def say(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
 
-SCENARIOS = (save, damage, restore, agree, never_written, slow, mirrored)
+SCENARIOS = (save, damage, restore, agree, never_written, slow, late, mirrored)
 
 
 class Outcome(dict):

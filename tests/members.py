@@ -2,8 +2,9 @@
 
 Steps are sums over all devices; process 0 writes every tenth into FOLDER, and the run goes on from
 there. WHAT is `facts=2` if process 2 has other facts than the others, or what it does at step 20:
-`bug=2`, `mistake=2`, `break=2`, to break its connections to the others, or `slow=2`, to compute for
-long without a step; `late=2` comes to the first step when the others have given up.
+`bug=2`, `mistake=2`, `device=2`, to have a GPU that fails, `break=2`, to break its connections to
+the others, or `slow=2`, to compute for long without a step; `late=2` comes to the first step when
+the others have given up.
 """
 
 import os
@@ -28,6 +29,7 @@ from txl_jax.signals import caught_signals
 
 GLOO_SECONDS = 30
 """For which processes on CPUs wait for one another before their first collective."""
+DEVICE_ERROR = "INTERNAL: CUDA error: CUDA_ERROR_ECC_UNCORRECTABLE: uncorrectable ECC error"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -163,6 +165,8 @@ def run(peers: Peers, me: int, folder: Path, steps: int, does: str, who: int) ->
                 raise ZeroDivisionError("a bug")
             if n == 20 and who == me and does == "mistake":
                 raise UserError("the disk is full; make room")
+            if n == 20 and who == me and does == "device":
+                raise jax.errors.JaxRuntimeError(DEVICE_ERROR)
             if n == 20 and who == me and does == "break":
                 break_connections()
             if n == 20 and who == me and does == "slow":
@@ -185,6 +189,7 @@ def main(words: list[str]) -> int:
     say("process", os.getpid())
     with Peers.join(cluster) as peers:
         me = cluster.process if cluster else 0
+        peers.before_end((Path(folder) / f"last.{me}").touch)
         say("NCCL", *map(os.environ.get, ("NCCL_SOCKET_IFNAME", "NCCL_SOCKET_FAMILY")))
         return run(peers, me, Path(folder), int(steps), does, int(who or -1))
 

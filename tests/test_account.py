@@ -88,6 +88,17 @@ def split_parameters(select: Callable[[str], bool]) -> int:
     return sum(size for name, size in sizes.items() if select(name))
 
 
+TABLES, SPLIT_OF_A_LAYER = 3, 6
+"""Parameters that are split, those of all layers being one: XLA joins none of them on the CPU."""
+SUMS = 3
+"""All-reduces: gradients of what is whole, and norms of all for LAMB and for the clipping."""
+
+
+def number(found: Account, kind: str) -> int:
+    """How many collectives of a kind there are; one in a loop counts once."""
+    return sum(one.kind == kind for one in found.collectives)
+
+
 def sent(found: Account, kind: str, types: tuple[str, ...] = ("f32",)) -> int:
     """Bytes of all collectives of a kind; they must be of these types, and among all devices."""
     chosen = [one for one in found.collectives if one.kind == kind]
@@ -112,6 +123,9 @@ def test_with_zero_parameters_are_gathered_once_and_gradients_scattered(
     assert {one.runs for one in found.collectives} == {1}
     assert sent(found, "all-gather", (types,)) == size * split
     assert sent(found, "reduce-scatter") == 4 * split
+    for of_parameters in ("all-gather", "reduce-scatter"):
+        assert number(found, of_parameters) == TABLES + SPLIT_OF_A_LAYER
+    assert number(found, "all-reduce") <= SUMS
     # What is whole on every device, and norms.
     assert sent(found, "all-reduce") < 4 * 3 * (found.parameters - split)
     assert {one.kind for one in found.collectives} == {"all-gather", "reduce-scatter", "all-reduce"}
@@ -125,6 +139,9 @@ def test_with_fsdp_layers_are_gathered_within_the_loops_over_them(accounts):
     for one in found.collectives:
         assert (one.runs == LAYERS) == ("while/body" in one.op_name)
     assert sent(found, "reduce-scatter") == 4 * (layers + ends)
+    assert number(found, "reduce-scatter") == TABLES + SPLIT_OF_A_LAYER
+    assert number(found, "all-gather") <= TABLES + 2 * SPLIT_OF_A_LAYER
+    assert number(found, "all-reduce") <= SUMS
     # Forward, and again backward, but for what only the forward pass needs.
     gathered = sent(found, "all-gather")
     assert 4 * (2 * layers + ends) >= gathered > 4 * (1.5 * layers + ends)

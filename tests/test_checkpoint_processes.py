@@ -96,6 +96,13 @@ def test_all_take_the_best_that_is_whole_everywhere(both: list[Outcome]) -> None
     assert [outcome["agreed"] for outcome in both] == [1, 1]
 
 
+def test_all_restore_what_all_see(both: list[Outcome]) -> None:
+    for outcome in both:
+        assert outcome["agreed, not seen by 0"] == outcome["agreed, not seen by 1"] == 1
+    line = "best/2.0 is damaged (commit.json is not seen here); going back to 1.0\n"
+    assert [line in outcome.errors for outcome in both] == [False, True]
+
+
 def test_a_part_that_never_comes_is_named_and_the_next_step_is_committed(
     both: list[Outcome],
 ) -> None:
@@ -114,6 +121,16 @@ def test_a_part_that_never_comes_is_named_and_the_next_step_is_committed(
 
 def test_a_process_that_is_late_is_waited_for(both: list[Outcome]) -> None:
     assert [outcome["slow"] for outcome in both] == [[2, 3]] * 2
+
+
+def test_that_a_part_is_late_is_said(both: list[Outcome]) -> None:
+    first, second = both
+    assert re.fullmatch(
+        r"checkpoint .*/late/1\.0 is not whole after 0 s: part-1 did not come from other processes "
+        "yet; training goes on\n",
+        first["late"],
+    )
+    assert second["late"] == ""
 
 
 def test_a_dropped_upload_does_not_hold_up_the_next(both: list[Outcome]) -> None:

@@ -72,6 +72,27 @@ def test_each_kind_and_its_bytes():
     assert (exchanged.kind, exchanged.bytes, exchanged.group) == ("all-to-all", 4 * 4 * 5, N)
 
 
+def test_kinds_that_the_cpu_does_not_have():
+    text = """HloModule jit_f, num_partitions=4
+ENTRY %main (x: f32[6,5]) -> f32[6,5] {
+  %x = f32[6,5]{1,0} parameter(0)
+  %cb = f32[6,5]{1,0} collective-broadcast(%x), channel_id=1, replica_groups={{0,1,2,3}}
+  %r = f32[8,5]{1,0} ragged-all-to-all(%x, %cb), channel_id=2, replica_groups={{0,1},{2,3}}
+  %t = token[] after-all()
+  %s = (f32[6,5]{1,0}, u32[], token[]) send(%x, %t), channel_id=3
+  %sd = token[] send-done(%s), channel_id=3
+  %v = (f32[6,5]{1,0}, u32[], token[]) recv(%t), channel_id=3
+  ROOT %vd = (f32[6,5]{1,0}, token[]) recv-done(%v), channel_id=3
+}
+"""
+    assert [(one.kind, one.bytes, one.arrays, one.group) for one in collectives(text)] == [
+        ("collective-broadcast", 120, 1, 4),
+        ("ragged-all-to-all", 160, 1, 2),
+        ("send", 120, 1, 4),
+        ("recv", 120, 1, 4),
+    ]
+
+
 def test_16_bits_are_2_bytes_and_a_group_may_be_part_of_the_devices():
     half = one(
         partial(jax.lax.all_gather, axis_name="data", tiled=True),

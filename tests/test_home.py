@@ -1,4 +1,8 @@
 import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,52 @@ def home(s3, tmp_path, monkeypatch) -> Home:
     home.bring()
     home.folder.mkdir(parents=True)
     return home
+
+
+def check_shared(*logdirs: Path) -> list[str]:
+    """What processes say whose logdirs are these folders."""
+    met, values = threading.Barrier(len(logdirs)), [""] * len(logdirs)
+
+    def check(number: int) -> str:
+        def gather(name: str, value: str) -> list[str]:
+            values[number] = value
+            met.wait()
+            found = list(values)
+            met.wait()
+            return found
+
+        try:
+            Home(str(logdirs[number])).check_shared(gather, number == 0, patience=0.5)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(logdirs)) as threads:
+        return list(threads.map(check, range(len(logdirs))))
+
+
+def test_a_folder_that_all_see_is_left_as_it_was(tmp_path):
+    run = tmp_path / "run"
+    assert check_shared(run, run, run) == ["", "", ""]
+    assert list(tmp_path.iterdir()) == []
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    assert check_shared(run, run) == ["", ""]
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+
+
+def test_who_does_not_see_the_folder_of_process_0_is_named_to_all(tmp_path):
+    (tmp_path / "two").mkdir()
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    here = socket.gethostname()
+    expected = [
+        f"--logdir {logdir} is not the same folder on all hosts: process 1 (host {here}), process "
+        f"3 (host {here}) cannot see what process 0 writes there; use a shared disk or "
+        "s3://BUCKET/FOLDER"
+        for logdir in (one, two, one, three)
+    ]
+    assert check_shared(one, two, one, three) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
 
 def test_the_files_of_a_run_are_in_s3_at_its_end(s3, home, capsys):

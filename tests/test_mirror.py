@@ -337,6 +337,58 @@ def test_an_end_before_its_time_does_not_wait_for_long(s3, spool, monkeypatch):
     assert_no_threads()
 
 
+def test_a_step_that_is_going_up_is_waited_for_also_at_an_early_end(
+    spool, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(mirror_module, "_LITTLE_PATIENCE", 0.2)
+    said, store = threading.Event(), Folder(tmp_path / "store")
+
+    def slow(cancelled: Callable[[], bool]) -> None:
+        assert said.wait(100)
+        store.write("a", b"1")
+
+    with Mirror(store, spool, OFTEN) as mirror:
+        monkeypatch.setattr(mirror_module, "_say", lambda line: (print(line), said.set()))
+        mirror.submit("latest", "checkpoint 7.0", slow)
+        assert mirror.close(300, [signal.SIGTERM]) == []
+    assert store.names() == ["a"]
+    line = r"checkpoint 7\.0: still going up; waiting for at most (\d+) s more\n"
+    assert re.fullmatch(line, capsys.readouterr().out)
+
+
+def test_a_step_that_cannot_go_up_is_not_waited_for_then(spool, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror_module, "_LITTLE_PATIENCE", 0.2)
+
+    def fails(cancelled: Callable[[], bool]) -> None:
+        raise StoreAway("1")
+
+    with Mirror(Folder(tmp_path / "store"), spool, OFTEN) as mirror:
+        mirror.submit("latest", "checkpoint 7.0", fails)
+        begun = time.monotonic()
+        assert mirror.close(300, [signal.SIGTERM]) == ["checkpoint 7.0"]
+        assert time.monotonic() - begun < mirror_module._NOTICE_PATIENCE
+
+
+def test_an_end_at_once_brings_the_logs_and_says_what_is_left(spool, tmp_path, capsys):
+    store, gate = Folder(tmp_path / "store"), threading.Event()
+
+    def waits(cancelled: Callable[[], bool]) -> None:
+        assert gate.wait(100)
+
+    with Mirror(store, spool, NEVER) as mirror:
+        mirror.watch("log")
+        eventually(lambda: not mirror.pending())
+        (spool / "log").write_bytes(b"1")
+        mirror.submit("latest", "checkpoint 7.0", waits)
+        mirror.leave()
+        assert store.names() == ["log"]
+        assert capsys.readouterr().err == f"only in {spool}: checkpoint 7.0\n"
+        gate.set()
+        assert mirror.close(60) == []
+        mirror.leave()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("mode", ["refuse", "hang"])
 def test_what_is_only_local_in_the_end(s3, spool, mode, capsys):
     store = open_store(s3.url)

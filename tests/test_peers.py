@@ -7,9 +7,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
-from tests.members import Members
+from tests.members import DEVICE_ERROR, Members
 from txl_jax import peers, run_folder
 from txl_jax.config import Config
 from txl_jax.peers import Peers
@@ -19,6 +20,7 @@ RUNS = {
     "slow": (2, "100", "slow=1"),
     "bug": (2, ENDLESS, "bug=1"),
     "mistake": (2, ENDLESS, "mistake=1"),
+    "device": (2, ENDLESS, "device=1"),
     "broken": (2, ENDLESS, "break=1"),
     "facts": (3, ENDLESS, "facts=1"),
     "killed": (3, ENDLESS),
@@ -61,6 +63,7 @@ def test_a_run_ends_when_all_have_ended_and_a_slow_one_is_not_lost(runs):
         log = runs["slow"].log(member)
         assert "all well True one not False\nends after 100\n" in log
         assert "lost" not in log
+        assert not runs["slow"].logs[member].with_name(f"last.{member}").exists()
 
 
 def test_a_bug_in_one_ends_all_and_keeps_its_traceback(runs):
@@ -78,6 +81,32 @@ def test_a_connection_that_breaks_is_no_bug(runs):
         log = runs["broken"].log(member)
         assert re.search(rf"^lost: process [01] \(host {HOST}\): .*: Gloo .* failed: ", log, re.M)
         assert "Traceback" not in log
+
+
+def test_a_device_that_fails_is_a_loss(runs):
+    assert runs["device"].statuses() == [75, 75]
+    for member in range(2):
+        said = f"lost: process 1 (host {HOST}): jax.errors.JaxRuntimeError: {DEVICE_ERROR}\n"
+        assert runs["device"].log(member).endswith(said)
+
+
+@pytest.mark.parametrize(
+    "text, loss",
+    [
+        (DEVICE_ERROR, True),
+        ("INTERNAL: Failed to complete all kernels launched on stream 0x55: was in use", True),
+        ("UNAVAILABLE: connection reset", True),
+        ("RESOURCE_EXHAUSTED: CUDA_ERROR_OUT_OF_MEMORY: out of memory", False),
+        ("INTERNAL: no such operation", False),
+    ],
+)
+def test_which_failures_of_a_computation_are_losses(text, loss):
+    assert peers.is_loss(jax.errors.JaxRuntimeError(text)) == loss
+    assert peers.is_loss(ValueError(text)) == loss
+    assert not peers.is_loss(RuntimeError(text))
+    with pytest.raises(SystemExit if loss else ValueError) as caught, Peers(None):
+        raise ValueError(text)
+    assert getattr(caught.value, "code", None) == (75 if loss else None)
 
 
 def test_a_users_mistake_on_one_host_is_told_on_all(runs):
@@ -113,6 +142,7 @@ def test_who_is_lost_is_named_by_all_others(runs, name, lost):
         (found,) = re.findall(rf"^{line}", run.log(member), re.M)
         assert int(re.findall(r"\d+", found)[-1]) >= 20
         assert "Traceback" not in run.log(member)
+        assert run.logs[member].with_name(f"last.{member}").exists()
 
 
 @pytest.mark.slow
@@ -144,9 +174,11 @@ def test_alone_there_is_nobody_to_wait_for():
 
 def test_facts_are_code_versions_and_fields_but_not_names_of_folders(monkeypatch, tmp_path):
     found = peers.facts(Config())
-    assert {"code", "python", *run_folder.PACKAGES, "train.batch", "optim.lr"} <= found.keys()
+    assert {"code", "python", *run_folder.versions(), "train.batch", "optim.lr"} <= found.keys()
     assert found["train.batch"] == repr(Config().train.batch)
     assert not {"train.logdir", "data.data_dir", "data.text_dir"} & found.keys()
+
+    assert peers.local_devices() == {"devices": f"{len(jax.devices())} x cpu"}
 
     source = tmp_path / "txl_jax" / "deep" / "more.py"
     source.parent.mkdir(parents=True)

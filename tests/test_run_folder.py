@@ -25,7 +25,7 @@ from txl_jax.config import (
     TrainConfig,
 )
 from txl_jax.errors import UserError
-from txl_jax.run_folder import check, open_run, read_config
+from txl_jax.run_folder import TRIAL, check, open_run, read_config
 
 COMMAND = ["python", "-m", "txl_jax.train", "--prompt", "a b's"]
 
@@ -197,6 +197,12 @@ def test_a_start_that_was_killed_between_the_files_is_taken_up(tmp_path):
     start(tmp_path)
     assert sorted(content(tmp_path)) == ["config.json", "run.json"]
     assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 1
+
+
+def test_what_a_killed_start_leaves_is_in_nobodys_way(tmp_path):
+    for name in ("config.json.tmp", f"{TRIAL}4f2a"):
+        (tmp_path / name).write_text("")
+    start(tmp_path)
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):

@@ -21,6 +21,8 @@ class Metadata(ThreadingHTTPServer):
         self.broken = False
         self.asked = threading.Semaphore(0)
         """Released when somebody has asked for the notice."""
+        self.refused = threading.Semaphore(0)
+        """Released when somebody was given no token."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -30,6 +32,7 @@ class Handler(BaseHTTPRequestHandler):
         ttl = self.headers["x-aws-ec2-metadata-token-ttl-seconds"]
         if self.server.broken:
             self.answer(503)
+            self.server.refused.release()
         elif self.path == "/latest/api/token" and int(ttl) > 0:
             self.answer(200, b"secret")
 
@@ -91,6 +94,26 @@ def test_a_service_that_fails_for_a_while_does_not_end_the_watch(metadata):
     metadata.broken = False
     assert noticed.wait(10)
     thread.join(timeout=10)
+
+
+def test_a_service_that_fails_at_the_start_is_asked_again(metadata):
+    metadata.notice, metadata.broken = json.dumps(NOTICE).encode(), True
+    noticed = threading.Event()
+    thread = spot.start_watching(noticed.set)
+    for _ in range(3):
+        assert metadata.refused.acquire(timeout=10)
+    assert not noticed.is_set()
+    metadata.broken = False
+    assert noticed.wait(10)
+    thread.join(timeout=10)
+
+
+def test_a_service_that_never_answers_is_let_be(metadata, monkeypatch):
+    monkeypatch.setattr(spot, "TRY_SECONDS", 0.1)
+    metadata.broken = True
+    thread = spot.start_watching(lambda: None)
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_elsewhere_the_watch_ends_at_once(metadata, monkeypatch, capfd):

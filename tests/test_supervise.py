@@ -50,13 +50,26 @@ sys.exit(int(what))
 """
 
 
+# A parent that has less patience.
+PARENT = """
+import sys
+from txl_jax import supervise
+
+supervise.GRACE_SECONDS = float(sys.argv[1])
+sys.exit(supervise.supervise(sys.argv[3:], int(sys.argv[2])))
+"""
+
+
 class Parent:
     """A parent and its trainer, which does `does` at its starts."""
 
-    def __init__(self, folder: Path, restarts: int, *does: str, **environ: str):
+    def __init__(
+        self, folder: Path, restarts: int, *does: str, grace: float | None = None, **environ: str
+    ):
         words = [sys.executable, "-c", CHILD, str(folder / "starts"), *does]
+        parent = ["-m", "txl_jax.supervise"] if grace is None else ["-c", PARENT, str(grace)]
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "txl_jax.supervise", str(restarts), *words],
+            [sys.executable, "-W", "error", *parent, str(restarts), *words],
             cwd=ROOT,
             env=os.environ | {"AWS_EC2_METADATA_DISABLED": "true"} | environ,
             stdout=subprocess.PIPE,
@@ -84,7 +97,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Parent]]:
     ends = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in ends.items()}
 
-    def start(*words: Any, **environ: str) -> Parent:
+    def start(*words: Any, **environ: Any) -> Parent:
         folder = tmp_path / str(len(started))
         folder.mkdir()
         started.append(Parent(folder, *words, **environ))
@@ -190,13 +203,17 @@ def test_a_signal_in_the_pause_ends_it(start):
     assert parent.end() == (75, "", "")
 
 
-@pytest.mark.slow
-def test_a_trainer_that_does_not_end_is_killed(start):
-    parent = start(5, "deaf")
-    child = parent.child()
-    parent.process.send_signal(signal.SIGTERM)
-    assert parent.end() == (75, "", "the trainer did not end in 30 s, and was killed\n")
-    assert gone(child)
+def test_a_trainer_that_does_not_end_is_killed_also_if_it_was_stopped_meanwhile(start):
+    parents = [start(5, "deaf", grace=4), start(5, "deaf", grace=4)]
+    children = [parent.child() for parent in parents]
+    for parent in parents:
+        parent.process.send_signal(signal.SIGTERM)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        time.sleep(1)
+        os.kill(children[1], number)
+    for parent, child in zip(parents, children, strict=True):
+        assert parent.end() == (75, "", "the trainer did not end in 4 s, and was killed\n")
+        assert gone(child)
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import json
 import math
 import re
@@ -9,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 from tests import tiny
 from tests.tiny import LOGDIR, STEPS, WORDS, Shell
 from txl_jax import findings, run_folder, sharding, token_files, vocab
+from txl_jax.checkpoint import Checkpoints
 from txl_jax.evaluate import Evaluator
 from txl_jax.prefetch import Prefetch
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
@@ -196,7 +199,9 @@ def test_signals_save_and_the_same_command_goes_on(shell, finished):
         first, *_, last = output.splitlines()
         assert first.startswith(f"{logdir}: {f'goes on after step {done} of ' if done else ''}400 ")
         said = re.fullmatch(
-            rf"stopped by {number.name} after step (\d+): the same command goes on", last
+            rf"stopped by {number.name} after step (\d+): the same command goes on from the last "
+            "checkpoint",
+            last,
         )
         assert said and done < int(said[1]) < STEPS
         done = int(said[1])
@@ -240,6 +245,26 @@ def test_every_step_is_one_to_go_on_from(shell, other, compiled, monkeypatch, ca
     assert main(words) == 0
     tiny.same_run(logdir, other)
     assert len(starts(logdir)) == len(stops) + 1
+
+
+def test_no_second_state_is_held_while_one_is_restored(shell, other, compiled, monkeypatch):
+    def held() -> int:
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    params = load_trained(other, "latest", tiny.one_device()).params
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    restore, then = Checkpoints.restore, []
+
+    def watched(*given: Any, **named: Any) -> Any:
+        then.append(held())
+        return restore(*given, **named)
+
+    monkeypatch.chdir(shell.home)
+    monkeypatch.setattr(Checkpoints, "restore", watched)
+    gc.collect()
+    before = held()
+    assert main([*OTHER_WORDS, "--logdir", str(other)]) == 0
+    assert then[0] - before < state_bytes / 2
 
 
 def test_the_loop_is_these_steps(shell, other, compiled):

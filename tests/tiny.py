@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,6 +103,33 @@ class Shell:
         }
         command = [*self.within, sys.executable, "-m", f"txl_jax.{module}", *words]
         return subprocess.Popen(command, **settings | options)
+
+    def start_two(
+        self, *words: str, folders: list[Path], devices: tuple[int, int] = (1, 1)
+    ) -> list[subprocess.Popen[str]]:
+        """`train WORDS` as two processes of one run, in these working directories."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        words = tuple(word for word in words if word != "--local")
+        words += ("--coordinator", coordinator, "--num-processes", "2", "--process-id")
+        # No cache of compiled programs: JAX has one for process 0 only, which then waits for the
+        # others to compile, and Gloo lets it wait for half a minute.
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        return [
+            self.start(
+                "train",
+                *(*words, str(number)),
+                cwd=folders[number],
+                env=environment | {"JAX_NUM_CPU_DEVICES": str(devices[number])},
+                stderr=subprocess.STDOUT,
+            )
+            for number in range(2)
+        ]
 
     def run(self, module: str, *words: str | bytes, **options: Any) -> tuple[int, str, str]:
         """Status, output and error output of a command that ends by itself."""

@@ -6,6 +6,7 @@ sharding either are the same or do not overlap.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -113,10 +114,17 @@ def place(
         box: exact[box] if box in exact else gather(box, dtype, blocks)
         for box in boxes_here(sharding, shape)
     }
-    # On the CPU a first copy may lie in memory that NumPy owns, and cannot be donated.
     shards = [
-        jax.device_put(jax.device_put(found[box_of(index, shape)], device), device, may_alias=False)
+        _on(device, found[box_of(index, shape)])
         for device, index in sharding.addressable_devices_indices_map(shape).items()
         if index is not None
     ]
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def _on(device: Any, block: np.ndarray) -> jax.Array:
+    placed = jax.device_put(block, device)
+    if device.platform != "cpu":
+        return placed
+    # It may lie in memory that NumPy owns, and cannot be donated.
+    return jax.device_put(placed, device, may_alias=False)

@@ -12,6 +12,7 @@ that all of them see, or in the store to which each uploads its files.
 import json
 import math
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -31,7 +32,14 @@ from txl_jax import blocks, checkpoint_files
 from txl_jax.blocks import Box
 from txl_jax.checkpoint_files import BEST, LATEST, MANIFEST, MARKER, WHOLE, Saved
 from txl_jax.checkpoint_leaves import PyTree, block_name, by_name, describe, words_of
-from txl_jax.checkpoint_reader import alone, next_attempt, open_shelf, restore_newest
+from txl_jax.checkpoint_reader import (
+    Gather,
+    alone,
+    everyone,
+    next_attempt,
+    open_shelf,
+    restore_newest,
+)
 from txl_jax.checkpoint_shelf import FolderShelf, Shelf, StoreShelf, committed, superseded
 from txl_jax.errors import UserError
 from txl_jax.store import Store
@@ -60,7 +68,7 @@ class Checkpoints:
         attempt: int | None = None,
         store: Store | None = None,
         mirror: Mirror | None = None,
-        everyone: Callable[[bool], bool] | None = None,
+        gather: Gather | None = None,
         patience: float = 300,
     ) -> None:
         """Opens `folder`, makes it if need be, and clears away saves that were cut short.
@@ -75,11 +83,11 @@ class Checkpoints:
           store: where checkpoints are kept if not in the folder, which holds copies then: at most
             keep + 1 of each series. They are named there as here, from the folder's name on.
           mirror: with a store: what uploads to it.
-          everyone: whether all processes say true: a collective, called by the main thread only.
-            A single process needs none.
+          gather: how the processes agree, called by the main thread only. A single process needs
+            none.
           patience: seconds for which process 0 waits for what other processes have to write, in
-            `wait`, `close` and `restore`. With a store: in the mirror's thread, until it has the
-            mirror say so; it goes on waiting then.
+            `wait`, `close` and `restore`. In the background, until it says so on standard error, or
+            has the mirror say so; it goes on waiting then.
 
         Raises UserError if the folder cannot be written, or was written by another version.
         """
@@ -88,7 +96,7 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
         self._mirror = mirror
-        self._everyone = everyone or alone
+        self._gather = gather or alone
         self._patience = patience
         self._process = jax.process_index()
         by_itself = jax.process_count() == 1 and store is None
@@ -163,11 +171,12 @@ class Checkpoints:
         buffers of its own that may be donated. The processes and devices may be others than those
         that saved it. Each process reads, and downloads, only what its devices hold.
 
-        `may_differ`: how the names of some leaves begin, such as `memory/`, and these are arrays.
-        If one of them has another shape or type in the checkpoint, all are returned as they are.
+        `may_differ`: how the names of some leaves begin, such as `memory/`. If one of them has
+        another shape or type in the checkpoint, all are returned as they are in `abstract_state`.
 
-        All processes call this and get the same step. A checkpoint that one of them finds damaged
-        gets a line on its standard error, and all take the one before.
+        All processes call this and get the same step: the newest that process 0 sees. A checkpoint
+        that one of them finds damaged gets a line on its standard error, and all take the one
+        before.
 
         Raises UserError if all are damaged, if a leaf is missing, is not wanted, or has another
         shape or type, or if the store cannot be reached.
@@ -177,10 +186,10 @@ class Checkpoints:
             self.wait()
         except UserError as error:
             failed = error
-        if not self._everyone(failed is None):
+        if not everyone(self._gather, failed is None):
             raise failed or UserError("another process could not write its part of a checkpoint")
         return restore_newest(
-            self._to_read, self._folder, LATEST, abstract_state, "", self._everyone, may_differ
+            self._to_read, self._folder, LATEST, abstract_state, "", self._gather, may_differ
         )
 
     def wait(self) -> None:
@@ -283,6 +292,7 @@ class Checkpoints:
 
     def _wait_for_parts(self, new: "_Step") -> None:
         """Returns once a step, or a later one of its series, is whole and committed."""
+        late, said = time.monotonic() + self._patience, False
         for pause in _pauses(longest=0.5):
             later = [other for other in self._waiting if other.saved.series == new.saved.series]
             if any(self._commit(step) for step in (new, *later) if step.saved >= new.saved):
@@ -293,6 +303,16 @@ class Checkpoints:
                     f"checkpoint {self._folder / new.saved.path} is not whole: {', '.join(missing)}"
                     " did not come from other processes; earlier checkpoints are unharmed"
                 )
+            if time.monotonic() > late and not said:
+                missing = new.missing(self._shelf.found(new.saved.series))
+                print(
+                    f"checkpoint {self._folder / new.saved.path} is not whole after "
+                    f"{self._patience:.0f} s: {', '.join(missing)} did not come from other "
+                    "processes yet; training goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                said = True
             time.sleep(pause)
         self._waiting.remove(new)
 

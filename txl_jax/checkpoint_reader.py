@@ -24,6 +24,9 @@ from txl_jax.checkpoint_shelf import FolderShelf, Shelf, StoreShelf, committed
 from txl_jax.errors import UserError
 from txl_jax.store import Patient, Store
 
+Gather = Callable[[str, str], list[str]]
+"""A collective: what each process passes under a name, in the order of their numbers."""
+
 
 def exists(folder: Path, store: Store | None = None) -> bool:
     """Whether a run that keeps its checkpoints in `folder`, or `store`, has one to go on from.
@@ -54,7 +57,7 @@ def restore_params(
     abstract_params: PyTree,
     which: Literal["best", "latest"] | int = "best",
     store: Store | None = None,
-    everyone: Callable[[bool], bool] | None = None,
+    gather: Gather | None = None,
 ) -> tuple[PyTree, dict[str, Any]]:
     """The `params` of a saved state and its info, to use a model without training it further.
 
@@ -62,7 +65,7 @@ def restore_params(
     meanwhile. What is downloaded from a store stays in the folder. `abstract_params` as in
     `Checkpoints.restore`, but only for what the state has under `params`; the rest (optimizer
     state, memory) is not loaded. `which`: a step, or `latest` or `best`, where a damaged checkpoint
-    gives way to the one before it if there is one. `everyone`, as in `Checkpoints`, has the
+    gives way to the one before it if there is one. `gather`, as in `Checkpoints`, has the
     processes of a run agree on that one; without it each reads for itself.
 
     Raises UserError as `Checkpoints.restore`, and if there is no such checkpoint.
@@ -84,7 +87,7 @@ def restore_params(
             state, info = _read(folder, look, wanted)
     else:
         series = BEST if which == "best" else LATEST
-        restored = restore_newest(shelf, folder, series, wanted, "params/", everyone or alone)
+        restored = restore_newest(shelf, folder, series, wanted, "params/", gather or alone)
         if restored is None:
             raise UserError(
                 f"no checkpoint in {folder / series}; train first, or name another folder"
@@ -112,7 +115,7 @@ def restore_newest(
     series: str,
     wanted: PyTree,
     within: str,
-    everyone: Callable[[bool], bool],
+    gather: Gather,
     may_differ: str | None = None,
 ) -> tuple[PyTree, dict[str, Any]] | None:
     """As `Checkpoints.restore`; names of leaves have to be the same if they begin with `within`."""
@@ -120,11 +123,13 @@ def restore_newest(
     damaged: list[str] = []
     with reached(shelf, folder):
         # Listed again each time: the process that trains may have committed a newer one meanwhile.
-        while left := [s for s in committed(shelf.found(series)) if s not in tried]:
-            saved = left[-1]
+        # Process 0 has committed them; others may not see them yet, where folders are cached.
+        while name := gather("newest", _newest(shelf, series, tried))[0]:
+            saved = Saved.of(series, name)
+            assert saved is not None
             tried.append(saved)
             look = _look(shelf, folder, saved, wanted, within, may_differ)
-            if everyone(look.marker is not None and look.damage is None):
+            if everyone(gather, look.marker is not None and look.damage is None):
                 for line in damaged:
                     print(f"{line}; going back to {saved.name}", file=sys.stderr)
                 try:
@@ -132,9 +137,10 @@ def restore_newest(
                 except (OSError, ValueError):
                     if saved in committed(shelf.found(series)):
                         raise
-            elif look.damage:
-                damaged.append(f"checkpoint {folder / saved.path} is damaged ({look.damage})")
-    if damaged or (tried and everyone is not alone):
+            elif look.damage or (look.marker is None and gather is not alone):
+                why = look.damage or f"{MARKER} is not seen here"
+                damaged.append(f"checkpoint {folder / saved.path} is damaged ({why})")
+    if damaged or (tried and gather is not alone):
         newest = damaged[0] if damaged else "another process says that it is damaged"
         raise UserError(
             f"no whole checkpoint in {folder / series} (newest: {newest}); "
@@ -225,9 +231,20 @@ def _sources(marker: Marker, name: str, leaf: Any) -> list[tuple[str, str, Box]]
     ]
 
 
-def alone(ok: bool) -> bool:
-    """What all processes say where there is one."""
-    return ok
+def _newest(shelf: Shelf, series: str, tried: list[Saved]) -> str:
+    """The name of the newest committed step that was not tried; empty if there is none."""
+    left = [saved for saved in committed(shelf.found(series)) if saved not in tried]
+    return left[-1].name if left else ""
+
+
+def alone(name: str, value: str) -> list[str]:
+    """As `Gather`, where there is one process."""
+    return [value]
+
+
+def everyone(gather: Gather, ok: bool) -> bool:
+    """Whether all processes say true."""
+    return all(gather("everyone", "ok" * ok))
 
 
 def open_shelf(folder: Path, store: Store | None) -> Shelf:

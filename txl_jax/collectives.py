@@ -11,8 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
-"""The collectives that are found."""
+KINDS = (
+    *("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast", "send", "recv"),
+)
+"""The collectives that are found: all that XLA has."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,9 @@ class _Line:
     def results(self) -> list[_Array]:
         """The arrays that come out; a -start has those that go in, and more, beside them."""
         text = self.type
-        if self.opcode.endswith("-start") and self.opcode != "all-reduce-start":
+        if self.opcode in ("send", "recv"):
+            text = _elements(text)[0]
+        elif self.opcode.endswith("-start") and self.opcode != "all-reduce-start":
             text = _elements(text)[1]
         return [
             _Array(name, tuple(int(size.lstrip("<=")) for size in shape.split(",") if size))

@@ -319,12 +319,12 @@ class Store:
         self._client.wait_at_barrier(name, _DAY_MS)
 
 
-def reached_stop(step: int) -> bool:
-    """Whether `step` is the one at which all processes stop, because one of them got SIGTERM.
+def reached_stop(number: int) -> bool:
+    """Whether this call is the one at which all processes stop, because one of them got SIGTERM.
 
-    Every process calls this at every step, with the same numbers.
+    Every process calls this at the same places, with 1, 2, 3 …
     """
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(number)
 
 
 def leave(cluster: Cluster) -> None:

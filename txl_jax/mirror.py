@@ -26,6 +26,10 @@ _LONGEST_PAUSE = 30.0
 _PAUSE_AT_THE_END = 1.0
 _LITTLE_PATIENCE = 8.0
 """Seconds, for an end before its time: a run that a signal stops has to be gone within 20 s."""
+_NOTICE_PATIENCE = 90.0
+"""Seconds, for a step that is going up meanwhile: what the two minutes of a spot notice leave."""
+_LAST_PATIENCE = 3.0
+"""Seconds, for an end at once."""
 _LONGEST_CALL = 10.0
 """Seconds; what is under way in a store that was stopped ends sooner, if S3 is all it waits for."""
 _POLL = 0.5
@@ -119,21 +123,15 @@ class Mirror:
     def close(self, patience: float, stopped: Collection[object] = ()) -> list[str]:
         """Waits at most `patience` seconds until all is in the store, and ends all threads.
 
-        From when there is something in `stopped`, as signals may put there, it waits 8 s at most.
-        What is under way then is given up, which takes some seconds more, and the store is stopped.
-        Closing twice is the same as once.
+        From when there is something in `stopped`, as signals may put there, it waits 8 s at most;
+        where checkpoints are still going up and nothing fails, 90 s, and says so. What is under way
+        then is given up, which takes some seconds more, and the store is stopped. Closing twice is
+        the same as once.
 
         Returns what is not in the store, as `pending`. Raises as `submit`.
         """
-        begun = time.monotonic()
+        self._wait(patience, stopped)
         with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-            while not self._stopped and self.pending():
-                limit = min(patience, _LITTLE_PATIENCE) if stopped else patience
-                if (left := begun + limit - time.monotonic()) <= 0:
-                    break
-                self._changed.wait(min(left, _POLL))
             self._stopped = True
             self._changed.notify_all()
         if self.pending():
@@ -143,6 +141,15 @@ class Mirror:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._raise_bug()
         return self.pending()
+
+    def leave(self) -> None:
+        """Before an end of the process that waits for nobody: what is left after 3 s is said.
+
+        Another thread may be using the mirror, or have closed it: then nothing is done.
+        """
+        if not self._stopped:
+            self._wait(_LAST_PATIENCE)
+            self._say_left(self.pending())
 
     def __enter__(self) -> Self:
         return self
@@ -158,8 +165,34 @@ class Mirror:
                 raise
             error.add_note(f"besides, {bug!r}")
         else:
-            if left:
-                _say(f"only in {self._folder}: {', '.join(left)}")
+            self._say_left(left)
+
+    def _wait(self, patience: float, stopped: Collection[object] = ()) -> None:
+        """The first part of `close`."""
+        begun, said = time.monotonic(), False
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            while not self._stopped and self.pending():
+                limit, waited = patience, time.monotonic() - begun
+                if stopped:
+                    going_up = [job.what for job in self._jobs.values()]
+                    limit = min(patience, _LITTLE_PATIENCE)
+                    if going_up and not self._health.failing:
+                        limit = min(patience, _NOTICE_PATIENCE)
+                    if _LITTLE_PATIENCE < waited < limit and not said:
+                        said = True
+                        _say(
+                            f"{', '.join(going_up)}: still going up; waiting for at most "
+                            f"{limit - waited:.0f} s more"
+                        )
+                if waited >= limit:
+                    break
+                self._changed.wait(min(limit - waited, _POLL))
+
+    def _say_left(self, left: list[str]) -> None:
+        if left:
+            _say(f"only in {self._folder}: {', '.join(left)}")
 
     def _have_thread(self, name: str, work: Callable[[], None]) -> None:
         """Starts the thread of that name, unless there is one."""
@@ -280,6 +313,11 @@ class _Health:
                 self._said.append(failure)
                 where = f"training goes on, files wait in {self._folder}"
                 _say(f"{failure.begins} ({error}): {where}")
+
+    @property
+    def failing(self) -> bool:
+        """Whether something fails now."""
+        return bool(self._failing)
 
     def works(self, source: str) -> None:
         with self._lock:

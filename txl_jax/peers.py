@@ -17,8 +17,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -29,18 +29,27 @@ from txl_jax import distributed, run_folder
 from txl_jax.config import Config
 from txl_jax.distributed import VERDICT, Cluster, Store
 from txl_jax.errors import INTERRUPTED_STATUS, RESTART_STATUS, USAGE_STATUS, UserError
+from txl_jax.signals import Stopped
 
 PULSE_SECONDS = 1.0
 SILENCE_SECONDS = 12.0
 """A process that has shown no sign of life for so long is lost."""
 PATIENCE_SECONDS = 15.0
 """What looks like an error may be a peer's death; after so long it would be known."""
+LAST_WORK_SECONDS = 6.0
+"""For what is done before an end at once."""
 LINGER_SECONDS = 3.0
 """Process 0 holds the store, and stays until the others have read in it why the run ends."""
 _BUG_STATUS = 1
 _CONTACT = re.compile("gloo|nccl|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.IGNORECASE)
 """What JAX's errors say when processes could not talk to one another: who is late by 30 s, because
 its machine is busy, is an error on CPUs though all are alive."""
+_DEVICE = re.compile(
+    "CUDA_ERROR|CUDA error|CUBLAS_STATUS|CUDNN_STATUS|launched on stream|in an error state"
+)
+"""What they say when a GPU has failed; it, or the one of another machine, may do the next time."""
+_FULL = re.compile("RESOURCE_EXHAUSTED|OUT_OF_MEMORY")
+"""What they say when its memory does not suffice: it would not the next time."""
 _XLA_STATUS = re.compile("[A-Z_]+: ")
 _MAY_DIFFER = {"train.logdir", "data.data_dir", "data.text_dir"}
 """Folders may have other names on other hosts; the token files are compared by what is in them."""
@@ -60,16 +69,19 @@ class Peers:
     """The processes of a run, in a `with` that holds all that they do together.
 
     A normal end waits for all of them. An error in one ends all: after a UserError with status 2,
-    after a failure of what connects them, or the loss of a peer, with 75, after any other with
-    status 1 and its traceback.
+    after a failure of what connects them or of a device, or the loss of a peer, with 75, after any
+    other with status 1 and its traceback.
 
-    Alone (`Peers(None)`) there is nobody to wait for, and errors pass through.
+    Alone (`Peers(None)`) there is nobody to wait for; the failure of a device ends the process with
+    75, and other errors pass through.
     """
 
     def __init__(self, cluster: Cluster | None):
         self.several = cluster is not None
         self.step = 0
         """The step that signs of life and reports name; `stop_agreed` keeps it."""
+        self._looks, self._stopped = 0, False
+        self._last_work: Callable[[], None] = lambda: None
         self._host = socket.gethostname()
         if cluster is None:
             return
@@ -129,14 +141,29 @@ class Peers:
                 "all hosts the same"
             )
 
-    def stop_agreed(self, step: int) -> bool:
-        """Whether to stop after `step`, because one of the processes got SIGTERM.
+    def stop_agreed(self, step: int | None = None) -> bool:
+        """Whether to stop now, after `step`, because one of the processes got SIGTERM.
 
-        All call it at every step with the same numbers, and are told the same; the answer comes up
+        All call it at the same places, as often as each other: at every step, and between two steps
+        (without a number) wherever something takes long. All are told the same; the answer comes up
         to about three seconds after the signal.
         """
-        self.step = step
-        return self.several and distributed.reached_stop(step)
+        self.step = self.step if step is None else step
+        self._looks += 1
+        self._stopped = self._stopped or (self.several and distributed.reached_stop(self._looks))
+        return self._stopped
+
+    def check_stop(self) -> None:
+        """As `stop_agreed`, between two steps; raises Stopped if so."""
+        if self.stop_agreed():
+            raise Stopped
+
+    def before_end(self, work: Callable[[], None]) -> None:
+        """Has `work` done, for some seconds at most, when this process has to end at once.
+
+        It is done by another thread, wherever the main thread is.
+        """
+        self._last_work = work
 
     def __enter__(self) -> "Peers":
         if self.several:
@@ -151,6 +178,9 @@ class Peers:
         trace: TracebackType | None,
     ) -> None:
         if not self.several:
+            if error is not None and is_loss(error):
+                traceback.print_exception(error)
+                raise SystemExit(RESTART_STATUS) from error
             return
         if error is None:
             self._store.wait_for_all("end")
@@ -163,7 +193,7 @@ class Peers:
         else:
             time.sleep(PATIENCE_SECONDS)  # the watching threads may end the process meanwhile
             line = traceback.format_exception_only(error)[0].strip()
-            if _is_from_xla(error) and _CONTACT.search(line):
+            if is_loss(error):
                 told = self._told(RESTART_STATUS, line)
                 self._end(RESTART_STATUS, told.split(" ", 1)[1], told)
             report = "".join(traceback.format_exception(error)).strip()
@@ -238,8 +268,11 @@ class Peers:
             publish.join(2.0)  # the store may be what is lost
         sys.stdout.flush()
         print(report, file=sys.stderr, flush=True)
-        if self._cluster.process == 0:
-            time.sleep(LINGER_SECONDS)
+        linger = time.monotonic() + (LINGER_SECONDS if self._cluster.process == 0 else 0)
+        last = threading.Thread(target=self._last_work, daemon=True)
+        last.start()
+        last.join(LAST_WORK_SECONDS)
+        time.sleep(max(0.0, linger - time.monotonic()))
         os._exit(status)
 
     def _publish(self, verdict: str) -> None:
@@ -247,11 +280,15 @@ class Peers:
             self._store.set_first(VERDICT, verdict)
 
 
-def _is_from_xla(error: BaseException) -> bool:
-    """Is it a failure of a computation? A value that is made a Python number raises ValueError."""
-    return isinstance(error, jax.errors.JaxRuntimeError) or (
+def is_loss(error: BaseException) -> bool:
+    """Whether a computation has failed for want of a peer or of a device: another start may do."""
+    # A value that is made a Python number raises ValueError.
+    from_xla = isinstance(error, jax.errors.JaxRuntimeError) or (
         isinstance(error, ValueError) and _XLA_STATUS.match(str(error)) is not None
     )
+    text = str(error)
+    found = _CONTACT.search(text) or (_DEVICE.search(text) and not _FULL.search(text))
+    return from_xla and bool(found)
 
 
 def facts(cfg: Config) -> dict[str, str]:
@@ -262,8 +299,14 @@ def facts(cfg: Config) -> dict[str, str]:
         for name, value in values.items()
         if f"{section}.{name}" not in _MAY_DIFFER
     }
-    versions = {name: metadata.version(name) for name in run_folder.PACKAGES}
+    versions = run_folder.versions()
     return {"code": _code(), "python": platform.python_version(), **versions, **fields}
+
+
+def local_devices() -> dict[str, str]:
+    """The devices of this process, for `Peers.check_same`: batches are split evenly over all."""
+    local = jax.local_devices()
+    return {"devices": f"{len(local)} x {local[0].device_kind}"}
 
 
 def _code() -> str:

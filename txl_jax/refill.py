@@ -3,6 +3,7 @@
 Letters: B batch, T tgt_len, L layers, M mem_len, D d_model.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,13 @@ from txl_jax.streams import Streams
 
 
 def refilled(
-    cfg: Config, mesh: Mesh, state: TrainState, streams: Streams, course: Course, batch: int
+    cfg: Config,
+    mesh: Mesh,
+    state: TrainState,
+    streams: Streams,
+    course: Course,
+    batch: int,
+    on_segment: Callable[[], object] = lambda: None,
 ) -> tuple[TrainState, str]:
     """The state with the memory of its place in other streams, and a line that says so.
 
@@ -28,20 +35,29 @@ def refilled(
       state: its memory may hold anything.
       streams, course: those of today, with which training goes on.
       batch: how many streams there were before.
+      on_segment: called when a segment has been read, on every process alike.
     """
     epoch, segment = divmod(course.segment(int(state.step)), len(streams))
     first = max(0, segment - context_segments(cfg.model))
     params = sharding.Layout.of(cfg, mesh).whole(state.params)
-    state = state._replace(memory=memory_before(cfg, mesh, params, streams.epoch(epoch), segment))
+    memory = memory_before(cfg, mesh, params, streams.epoch(epoch), segment, on_segment)
+    state = state._replace(memory=memory)
     back = f", {course.rest} tokens back" if course.rest else ""
-    memory = f"refilled from segment {first} on" if first < segment else "is empty"
+    what = f"refilled from segment {first} on" if first < segment else "is empty"
     return state, (
         f"batch {streams.batch} instead of {batch}: the streams are cut anew and go on at segment "
-        f"{segment} of {len(streams)}{back}; memory {memory}"
+        f"{segment} of {len(streams)}{back}; memory {what}"
     )
 
 
-def memory_before(cfg: Config, mesh: Mesh, params: Any, streams: Streams, segment: int) -> Memory:
+def memory_before(
+    cfg: Config,
+    mesh: Mesh,
+    params: Any,
+    streams: Streams,
+    segment: int,
+    on_segment: Callable[[], object] = lambda: None,
+) -> Memory:
     """The memory [L, B, M, D] with which `segment` of the streams is read.
 
     The segments before it are read once more, without training or dropout: as many as the memory
@@ -51,6 +67,7 @@ def memory_before(cfg: Config, mesh: Mesh, params: Any, streams: Streams, segmen
     Args:
       params: whole on every device.
       segment: of the epoch, 0 … len(streams) - 1; memory is empty before the first.
+      on_segment: as of `refilled`.
     """
     rows, whole = sharding.split_spec(0), PartitionSpec()
     memory = Memory(sharding.split_spec(1), whole)  # pyright: ignore[reportArgumentType]
@@ -75,4 +92,6 @@ def memory_before(cfg: Config, mesh: Mesh, params: Any, streams: Streams, segmen
         filled = step(
             params, filled, jax.make_array_from_process_local_data(sharding.split(mesh, 0), inputs)
         )
+        jax.block_until_ready(filled.filled)
+        on_segment()
     return filled

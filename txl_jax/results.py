@@ -37,18 +37,27 @@ class Results:
     """A document that the model wrote."""
 
 
-def sample_text(generator: Generator, params: Any, vocab: Vocab, tokens: int) -> str:
-    """The first `tokens` tokens of a document, as text."""
-    drawn = generator(params, vocab.start, seed=0, tokens=tokens)
-    return b"".join(vocab.decode(part.tokens[0]) for part in drawn).decode(errors="replace")
+def sample_text(
+    generator: Generator,
+    params: Any,
+    vocab: Vocab,
+    tokens: int,
+    on_part: Callable[[], object] = lambda: None,
+) -> str:
+    """The first `tokens` tokens of a document, as text; `on_part` is called now and then."""
+    text = b""
+    for part in generator(params, vocab.start, seed=0, tokens=tokens):
+        text += vocab.decode(part.tokens[0])
+        on_part()
+    return text.decode(errors="replace")
 
 
 def evaluate_run(
-    trained: Trained, tokens: TokenFiles, mesh: Mesh, on_segment: Callable[[], object]
+    trained: Trained, tokens: TokenFiles, mesh: Mesh, work_on: Callable[[], object]
 ) -> Results:
     """Evaluates valid and test with no memory, with mem_len and with four times as much.
 
-    `on_segment` is called as by `Evaluator`.
+    `work_on` is called after every segment and part of the sample, on every process alike.
     """
     cfg = trained.cfg
     bits: dict[str, dict[str, float]] = {split: {} for split in _SPLITS}
@@ -57,15 +66,14 @@ def evaluate_run(
         model = dataclasses.replace(
             cfg.model, mem_len=mem_len, same_length=cfg.model.same_length and mem_len > 0
         )
-        evaluator = Evaluator(
-            model, mesh, cfg.train.eval_batch, "eval_batch", on_segment=on_segment
-        )
+        evaluator = Evaluator(model, mesh, cfg.train.eval_batch, "eval_batch", on_segment=work_on)
         for split in _SPLITS:
             what = f"evaluating {split} with memory {mem_len}"
             score = evaluator.exact(trained.params, tokens.splits[split], what)
             bits[split][str(mem_len)] = score.bits
     generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
-    text = sample_text(generator, trained.params, trained.vocab, max(cfg.train.sample_tokens, 400))
+    n_sample = max(cfg.train.sample_tokens, 400)
+    text = sample_text(generator, trained.params, trained.vocab, n_sample, work_on)
     n_tokens = {split: len(tokens.splits[split]) - 1 for split in _SPLITS}
     return Results(trained.step, bits, n_tokens, text)
 

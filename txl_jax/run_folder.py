@@ -16,7 +16,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,9 +30,18 @@ from txl_jax.errors import UserError
 CONFIG = "config.json"
 STARTS = "run.json"
 IMPORTED = "imported.json"
-_DRAFT_OF_CONFIG = re.escape(CONFIG) + ".*" + re.escape(storage.DRAFT)
+TRIAL = ".trial-"
+"""Begins the names of files that are there for a moment, to see where a folder is seen."""
+_LEFT_OVER = re.compile(rf"{re.escape(CONFIG)}.*{re.escape(storage.DRAFT)}$|{re.escape(TRIAL)}")
+"""Names of what a start leaves that was killed: drafts of a config, trials."""
 _SOURCE = Path(__file__).resolve().parent.parent
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "tokenizers"),
+    *("boto3", "nvidia-cublas", "nvidia-cublas-cu12"),
+    *(f"jax-cuda{cuda}-{part}" for cuda in (12, 13) for part in ("plugin", "pjrt")),
+    *(f"nvidia-{name}-cu{cuda}" for cuda in (12, 13) for name in ("cudnn", "nccl")),
+)
+"""Those that a result may depend on, and which of them there are depends on the machine."""
 _MAY_DIFFER = {
     *("train.batch", "train.accumulate", "train.eval_batch"),
     *("train.logdir", "train.checkpoint_minutes", "data.data_dir"),
@@ -121,8 +130,7 @@ def _check_empty(logdir: Path) -> None:
     if not logdir.is_dir():
         raise UserError(f"{logdir} is a file; --logdir takes a folder")
     names = sorted(path.name for path in logdir.iterdir())
-    # Drafts of a config are left by starts that were killed.
-    others = [name for name in names if not re.fullmatch(_DRAFT_OF_CONFIG, name)]
+    others = [name for name in names if not _LEFT_OVER.match(name)]
     if others:
         raise UserError(
             f"{logdir} holds other things ({', '.join(others[:3])}{', …' * (len(others) > 3)}) and "
@@ -197,11 +205,19 @@ def _this_start(command: Sequence[str], devices: str) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(command),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | versions(),
         "source": _source_revision(),
         "devices": devices,
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of `PACKAGES` that are installed, and their versions."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _source_revision() -> str | None:

@@ -5,6 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class Stopped(Exception):
+    """What is under way is given up, because of SIGTERM."""
+
+
+@contextmanager
+def given_up(received: list[signal.Signals]) -> Iterator[None]:
+    """Where `Stopped` ends the block, nothing is raised, and SIGTERM is noted."""
+    try:
+        yield
+    except Stopped:
+        received.append(signal.SIGTERM)
+
+
 @contextmanager
 def caught_signals(several: bool = False) -> Iterator[list[signal.Signals]]:
     """A list that receives SIGINT and SIGTERM; the second one acts as if it were not caught.

@@ -2,16 +2,20 @@
 
 import json
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from botocore.exceptions import HTTPClientError
 from botocore.utils import METADATA_BASE_URL, IMDSFetcher
 
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 POLL_SECONDS = 5.0
+TRY_SECONDS = 60.0
+"""For which a service that does not answer at the start is asked again."""
 
 
 class Notices(IMDSFetcher):
@@ -23,8 +27,19 @@ class Notices(IMDSFetcher):
     def __init__(self) -> None:
         super().__init__(timeout=2, base_url=os.environ.get(ENDPOINT) or METADATA_BASE_URL)
 
+    def absent(self) -> bool:
+        """Whether there certainly is no such service: it is not wanted, or nothing listens."""
+        address = urlsplit(self.get_base_url())
+        try:
+            socket.create_connection((address.hostname, address.port or 80), timeout=2).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+        return self._disabled
+
     def token(self) -> str | None:
-        """What requests have to show; None where there is no such service."""
+        """What requests have to show; None: no answer, or another one."""
         try:
             return self._fetch_metadata_token()
         except (HTTPClientError, self._RETRIES_EXCEEDED_ERROR_CLS):
@@ -45,13 +60,19 @@ class Notices(IMDSFetcher):
 def start_watching(act: Callable[[], None]) -> threading.Thread:
     """Calls `act` from another thread, once, when this machine is going to be taken back.
 
-    The thread ends at once on a machine that is not on EC2.
+    The thread ends at once on a machine that certainly is not on EC2, and after a minute where it
+    was told nothing.
     """
 
     def watch() -> None:
         notices = Notices()
-        if notices.token() is None:
+        if notices.absent():
             return
+        deadline = time.monotonic() + TRY_SECONDS
+        while notices.token() is None:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(POLL_SECONDS)
         while not (notice := notices.notice()):
             time.sleep(POLL_SECONDS)
         print(f"spot notice: {notice}", file=sys.stderr, flush=True)

@@ -72,6 +72,15 @@ def init_state(cfg: Config, mesh: Mesh) -> TrainState:
     return jax.jit(partial(_first_state, cfg), out_shardings=state_shardings(cfg, mesh))()
 
 
+def abstract_state(cfg: Config, mesh: Mesh) -> Any:
+    """As `init_state`, but `jax.ShapeDtypeStruct`s with their shardings, which take no memory."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        jax.eval_shape(partial(_first_state, cfg)),
+        state_shardings(cfg, mesh),
+    )
+
+
 def state_shardings(cfg: Config, mesh: Mesh) -> Any:
     """For each leaf of a state, how it lies on the mesh (see `sharding`).
 

@@ -8,6 +8,7 @@ again then; nor is it after a spot notice.
 
 import ctypes
 import itertools
+import math
 import os
 import random
 import signal
@@ -24,8 +25,8 @@ PARENT = "TXL_PARENT"
 COORDINATOR, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID"
 STOPPED_SECONDS = 10.0
 """A trainer that was stopped for so long is killed."""
-GRACE_SECONDS = 30.0
-"""For the trainer to save and end after SIGTERM."""
+GRACE_SECONDS = 110.0
+"""For the trainer to save, upload and end after SIGTERM; a spot notice comes two minutes before."""
 PAUSE_SECONDS = (2.0, 5.0)
 """Before a restart, at random between these, so that hosts do not come all at once."""
 _PASSED_ON = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -91,25 +92,29 @@ def _run(command: list[str], watched: set[signal.Signals]) -> End:
     """Runs the command once; it has its own process group, so that Ctrl-C reaches it once."""
     environ = os.environ | {PARENT: str(os.getpid())}
     child = os.posix_spawnp(command[0], command, environ, setpgroup=0, setsigmask=[])
-    asked, deadline, why = False, float("inf"), ""
+    # When it is killed: having been asked to end, having been stopped.
+    end_by, go_on_by, why = math.inf, math.inf, ""
     while True:
         received = signal.sigtimedwait(watched, 1.0)
         pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
         now = time.monotonic()
         if pid and os.WIFSTOPPED(status):
-            deadline = min(deadline, now + STOPPED_SECONDS)
-            why = f"the trainer was stopped for {STOPPED_SECONDS:.0f} s, and killed"
+            go_on_by = now + STOPPED_SECONDS
         elif pid and os.WIFCONTINUED(status):
-            deadline, why = float("inf"), ""
+            go_on_by = math.inf
         elif pid:
-            return _end(os.waitstatus_to_exitcode(status), asked, why)
+            return _end(os.waitstatus_to_exitcode(status), end_by < math.inf, why)
         if received and received.si_signo != signal.SIGCHLD:
             hang_up = received.si_signo == signal.SIGHUP
             os.kill(child, signal.SIGTERM if hang_up else received.si_signo)
-            asked, deadline = True, min(deadline, now + GRACE_SECONDS)
-            why = f"the trainer did not end in {GRACE_SECONDS:.0f} s, and was killed"
-        if now > deadline:
+            end_by = min(end_by, now + GRACE_SECONDS)
+        if now > min(end_by, go_on_by):
             os.kill(child, signal.SIGKILL)
+            why = (
+                f"the trainer did not end in {GRACE_SECONDS:.0f} s, and was killed"
+                if now > end_by
+                else f"the trainer was stopped for {STOPPED_SECONDS:.0f} s, and killed"
+            )
 
 
 def _end(code: int, asked: bool, why: str) -> End:

@@ -42,11 +42,18 @@ from txl_jax.heartbeat import Heartbeat
 from txl_jax.home import Home
 from txl_jax.journal import Journal, say
 from txl_jax.pace import Pace
-from txl_jax.peers import Peers, facts
+from txl_jax.peers import Peers, facts, local_devices
 from txl_jax.prefetch import Prefetch
 from txl_jax.sampling import Sampling
-from txl_jax.signals import caught_signals
-from txl_jax.step import Totals, after_validation, init_state, make_train_step, place_batch
+from txl_jax.signals import Stopped, caught_signals, given_up
+from txl_jax.step import (
+    Totals,
+    abstract_state,
+    after_validation,
+    init_state,
+    make_train_step,
+    place_batch,
+)
 from txl_jax.streams import check_length, training_streams
 from txl_jax.token_files import TokenFiles
 from txl_jax.trained import CHECKPOINTS, VOCAB, best_of, check_corpus
@@ -73,6 +80,7 @@ def train(
     layout = sharding.Layout.of(cfg, mesh)
     # A run that has a checkpoint goes on from there, also when what it started from is gone.
     begun = checkpoint_reader.exists(home.folder / CHECKPOINTS, home.store)
+    begun = peers.gather("begun", "yes" * begun)[0] == "yes"
     start = None if begun else warm_start.load(cfg, mesh, tokens)
     attempt = checkpoint_reader.next_attempt(home.folder / CHECKPOINTS, home.store)
     if primary:
@@ -88,18 +96,25 @@ def train(
             attempt=attempt,
             store=home.store,
             mirror=mirror,
-            everyone=peers.everyone,
+            gather=peers.gather,
         ) as checkpoints,
+        # Between two steps it is the last checkpoint that counts: a step is saved when all that was
+        # to be done after it has been done.
+        given_up(stopped_by),
     ):
-        state, n, best = init_state(cfg, mesh), 0, math.inf
-        if restored := checkpoints.restore(state, may_differ="memory/"):
+        if mirror:
+            peers.before_end(mirror.leave)
+        n, best = 0, math.inf
+        if restored := checkpoints.restore(abstract_state(cfg, mesh), may_differ="memory/"):
             state, saved_info = restored
             check_corpus(home.folder, saved_info["fingerprint"], tokens)
             n, best, batch_before = (saved_info[name] for name in ("step", "best", "batch"))
             course = Course.after(course.step_tokens, n, saved_info["tokens"])
-        elif start:
-            state = state._replace(params=start.params(state.params))
-            say(start.report())
+        else:
+            state = init_state(cfg, mesh)
+            if start:
+                state = state._replace(params=start.params(state.params))
+                say(start.report())
         del start  # and the parameters that it has read
         if primary:
             with run_folder.writable(home.folder):
@@ -114,7 +129,9 @@ def train(
             f"x {cfg.model.tgt_len} tokens, {metrics.count(state.params):,} parameters, {devices}"
         )
         if batch_before != batch:
-            state, line = refill.refilled(cfg, mesh, state, streams, course, batch_before)
+            state, line = refill.refilled(
+                cfg, mesh, state, streams, course, batch_before, peers.check_stop
+            )
             say(line)
 
         def due(every: int) -> bool:
@@ -123,6 +140,10 @@ def train(
         def info() -> dict[str, Any]:
             seen = {"step": n, "tokens": course.tokens(n), "batch": batch}
             return seen | {"best": best, "fingerprint": tokens.fingerprint}
+
+        def work_on() -> None:
+            journal.work_on()
+            peers.check_stop()
 
         def save() -> None:
             finite_totals(state, checkpoints)
@@ -149,7 +170,7 @@ def train(
             Prefetch(batch_of, range(n, steps)) as batches,
         ):
             evaluator = Evaluator(
-                cfg.model, mesh, cfg.train.eval_batch, "eval_batch", on_segment=journal.work_on
+                cfg.model, mesh, cfg.train.eval_batch, "eval_batch", on_segment=work_on
             )
             if n == 0:
                 journal.scalars(0, metrics.sizes(state.params))
@@ -182,13 +203,14 @@ def train(
                 if due(cfg.train.eval_every):
                     with pace.paused():
                         finite_totals(state, checkpoints)
+                        work_on()
                         params = layout.whole(state.params)
                         score = evaluator(params, valid, "validating")
                         line = metrics.validation_line(n, score.loss, measure)
                         journal.scalars(n, metrics.validation(score.loss, measure), line)
                         if cfg.train.sample_tokens:
                             text = results.sample_text(
-                                generator, params, tokens.vocab, cfg.train.sample_tokens
+                                generator, params, tokens.vocab, cfg.train.sample_tokens, work_on
                             )
                             journal.text(n, "sample", text)
                         del params
@@ -205,7 +227,8 @@ def train(
                 save()
     if not stopped_by:
         return 0
-    say(f"stopped by {stopped_by[0].name} after step {n}: the same command goes on")
+    how = f"stopped by {stopped_by[0].name} after step {n}"
+    say(f"{how}: the same command goes on from the last checkpoint")
     return RESTART_STATUS if peers.several else 128 + stopped_by[0]
 
 
@@ -237,6 +260,7 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     logdir = cfg.train.logdir or f"runs/{command.config}"
     cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, logdir=logdir))
     peers.check_same(facts(cfg))
+    peers.check_same(local_devices())
     mesh = sharding.make_mesh()
     preflight.check(cfg, mesh)
     if cfg.train.throughput:
@@ -245,6 +269,8 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     if primary:
         home.bring()
         run_folder.check(home.folder, cfg)
+    if peers.several:
+        home.check_shared(peers.gather, primary)
     tokens = token_files.prepare(cfg.data)
     cfg = preflight.with_vocabulary(cfg, tokens.vocab)
     check_length(len(tokens.splits["train"]), cfg.train.batch, cfg.model.tgt_len)
@@ -254,9 +280,18 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
         return status
     found = results.load(home.folder) if primary else None
     if not peers.everyone(found is not None or not primary):
-        trained = best_of(home.folder, home.store, cfg, tokens, mesh, peers.everyone)
+        trained = best_of(home.folder, home.store, cfg, tokens, mesh, peers.gather)
         heartbeat = Heartbeat(home.folder, jax.process_index())
-        found = results.evaluate_run(trained, tokens, mesh, heartbeat.work_on)
+
+        def work_on() -> None:
+            heartbeat.work_on()
+            peers.check_stop()
+
+        try:
+            found = results.evaluate_run(trained, tokens, mesh, work_on)
+        except Stopped:
+            say("stopped by SIGTERM in the final evaluation: the same command does it anew")
+            return RESTART_STATUS
         if primary:
             with home.mirrored(primary):
                 results.save(home.folder, found)

@@ -1,7 +1,6 @@
 """A trained model, read back from the folder of its run."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from txl_jax import checkpoint_reader, run_folder, sharding, vocab
+from txl_jax.checkpoint_reader import Gather
 from txl_jax.config import Config
 from txl_jax.errors import UserError
 from txl_jax.mirror import pull
@@ -85,15 +85,15 @@ def best_of(
     cfg: Config,
     tokens: TokenFiles,
     mesh: Mesh,
-    everyone: Callable[[bool], bool],
+    gather: Gather,
 ) -> Trained:
     """The best model of a run in the process that has trained it, or in each of its processes.
 
     Args:
-      folder, store, everyone: where the run's checkpoints are, and how its processes agree on one,
-        as in `Checkpoints`.
+      folder, store, gather: where the run's checkpoints are, and how its processes agree on one, as
+        in `Checkpoints`.
     """
-    params, info = _params(folder, store, cfg, "best", mesh, everyone)
+    params, info = _params(folder, store, cfg, "best", mesh, gather)
     return Trained(folder, cfg, tokens.vocab, params, info["step"], info["fingerprint"])
 
 
@@ -103,11 +103,11 @@ def _params(
     cfg: Config,
     which: Literal["best", "latest"],
     mesh: Mesh,
-    everyone: Callable[[bool], bool] | None = None,
+    gather: Gather | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     everywhere = sharding.repeated(mesh)
     _, shapes = abstract(cfg.model)
     wanted = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
     )
-    return checkpoint_reader.restore_params(folder / CHECKPOINTS, wanted, which, store, everyone)
+    return checkpoint_reader.restore_params(folder / CHECKPOINTS, wanted, which, store, gather)

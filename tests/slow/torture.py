@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import statistics
@@ -107,6 +108,11 @@ class Run:
         text = (self.home / "host0" / "output.txt").read_text(errors="replace")
         return sum(line.startswith("step ") for line in text.splitlines())
 
+    def gone_back(self) -> int:
+        """How often a host has found a checkpoint damaged and taken the one before."""
+        outputs = self.home.glob("host*/output.txt")
+        return sum(path.read_text(errors="replace").count("; going back to ") for path in outputs)
+
     def ended(self) -> list[int | None]:
         return [parent.poll() for parent in self.parents]
 
@@ -166,14 +172,17 @@ def digest(logdir: Path) -> str:
     return state.hexdigest()
 
 
-def damage(client: Any, bucket: str, draw: random.Random) -> str:
-    """Flips a bit of, or cuts, one file of the newest checkpoint in S3."""
+def damage(client: Any, bucket: str, draw: random.Random, spools: list[Path]) -> str:
+    """Flips a bit of, or cuts, one file of the newest checkpoint in S3; empty if there are not two.
+
+    Hosts lose their copies of that step, as they would read these otherwise.
+    """
     objects = client.get_paginator("list_objects_v2")
     pages = objects.paginate(Bucket=bucket, Prefix="run/checkpoints/")
     names = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
     steps = {name.split("/")[2] for name in names if name.endswith("/commit.json")} - {"best"}
     if len(steps) < 2:
-        return "nothing: too few checkpoints"
+        return ""
     newest = max(steps, key=lambda step: int(step.split(".")[0]))
     name = draw.choice([n for n in names if n.split("/")[2] == newest])
     content = bytearray(client.get_object(Bucket=bucket, Key=name)["Body"].read())
@@ -182,6 +191,8 @@ def damage(client: Any, bucket: str, draw: random.Random) -> str:
     else:
         del content[len(content) // 2 :]
     client.put_object(Bucket=bucket, Key=name, Body=bytes(content))
+    for spool in spools:
+        shutil.rmtree(spool / "checkpoints" / newest, ignore_errors=True)
     return name
 
 
@@ -222,7 +233,8 @@ def main() -> int:
         print("undisturbed:", calm.wait(3600), flush=True)
         started.append(run := Run(folder / "torture", "s3://torture/run", steps, environ))
         away: dict[str, list[float]] = {}
-        for number in range(args.events):
+        number = damaged = 0
+        while number < args.events:
             wanted = run.lines() + draw.randint(2, 8)
             deadline = time.monotonic() + 300
             while run.lines() < wanted and None in run.ended() and time.monotonic() < deadline:
@@ -238,7 +250,15 @@ def main() -> int:
                 time.sleep(draw.uniform(*OUTAGE_SECONDS))
                 mode.write_text("ok")
             elif event == "damage":
-                what = damage(client, "torture", draw)
+                if trainer:
+                    trainer.suspend()  # all stand still, and no newer step is committed
+                    time.sleep(1)
+                spools = [run.home / f"host{i}/runs/torture/run" for i in range(PROCESSES)]
+                if not (what := damage(client, "torture", draw, spools)):
+                    if trainer:
+                        trainer.resume()
+                    continue
+                damaged += 1
                 if trainer:
                     trainer.kill()  # what is damaged is found when it is read
             elif trainer:
@@ -250,7 +270,8 @@ def main() -> int:
                 time.sleep(0.1)
             took = time.monotonic() - began
             away.setdefault(event, []).append(took)
-            print(f"{number + 1}. step {run.step()}: {event} {what}: {took:.0f} s", flush=True)
+            number += 1
+            print(f"{number}. step {run.step()}: {event} {what}: {took:.0f} s", flush=True)
         print("tortured:", run.wait(1800), flush=True)
         # The run's files as they are in S3.
         got = folder / "from_s3"
@@ -268,6 +289,7 @@ def main() -> int:
             "final parameters, bit for bit": digest(got / "run") == digest(folder / "calm" / "run"),
             "TensorBoard shows every line of metrics.jsonl, once": shown,
             "all ended with 0": set(run.ended()) == {0} and set(calm.ended()) == {0},
+            "damage was found": run.gone_back() > 0 or not damaged,
             "no process left": not trainers_of(folder),
         }
         for event, times in sorted(away.items()):
