@@ -25,6 +25,7 @@ from txl_jax.checks import WARM_UP
 from txl_jax.config import Config
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
+from txl_jax.peers import Peers
 from txl_jax.sampling import Sampling
 from txl_jax.step import init_state, make_train_step, place_batch
 
@@ -38,7 +39,7 @@ _PRODUCTS = 20
 
 def train(cfg: Config) -> dict[str, Any]:
     """Steps of training, and what part they are of the matrix products that the machine can do."""
-    cfg, streams = throughput.open_streams(shapes.with_steps(cfg, WARM_UP + _TRAIN_STEPS))
+    cfg, streams = throughput.open_streams(shapes.with_steps(cfg, WARM_UP + _TRAIN_STEPS), Peers(None))
     found = throughput.measure(cfg, sharding.make_mesh(), streams)
     rate = found["tokens_per_s"]["median"] * flops.train_flops_per_token(cfg.model)
     return {
@@ -83,7 +84,7 @@ def generate(cfg: Config) -> dict[str, Any]:
 
 def data(cfg: Config) -> dict[str, Any]:
     """Making the next batch on the host and handing it to the device."""
-    cfg, streams = throughput.open_streams(cfg)
+    cfg, streams = throughput.open_streams(cfg, Peers(None))
     mesh = sharding.make_mesh()
     rows = sharding.local_rows(mesh, cfg.train.batch)
 
