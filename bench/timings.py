@@ -39,7 +39,9 @@ _PRODUCTS = 20
 
 def train(cfg: Config) -> dict[str, Any]:
     """Steps of training, and what part they are of the matrix products that the machine can do."""
-    cfg, streams = throughput.open_streams(shapes.with_steps(cfg, WARM_UP + _TRAIN_STEPS), Peers(None))
+    cfg, streams = throughput.open_streams(
+        shapes.with_steps(cfg, WARM_UP + _TRAIN_STEPS), Peers(None)
+    )
     found = throughput.measure(cfg, sharding.make_mesh(), streams)
     rate = found["tokens_per_s"]["median"] * flops.train_flops_per_token(cfg.model)
     return {
