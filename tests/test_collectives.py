@@ -207,6 +207,9 @@ dimensions={0}, to_apply=%add
   %cps = (f32[64]{0}, f32[64]{0}, u32[], u32[]) collective-permute-start(%a), \
 source_target_pairs={{0,1},{1,2},{2,0}}
   %cpd = f32[64]{0} collective-permute-done(%cps)
+  %own = ((f32[64]{0}, f32[3]{0}), f32[64]{0}, f32[3]{0}) all-reduce-start(%a, %d), \
+replica_groups=mesh['data'=8] {'data'}, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, \
+to_apply=%add
   %named = f32[2]{0} all-reduce(%c), replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
   %w = (s32[], bf16[8,128]{1,0}) while(%init), condition=%condition, body=%body, \
 backend_config={"known_trip_count":{"n":"16"},"known_init_step":{"init":"0","step":"1"}}
@@ -224,6 +227,7 @@ def test_pairs_of_start_and_done_are_one_collective():
         Collective("all-reduce", 4 * 64 + 3, 2, ("f32", "pred"), 1, 8, "jit(step)/psum"),
         Collective("reduce-scatter", 4 * 64, 1, f32, 1, 4, ""),
         Collective("collective-permute", 4 * 64, 1, f32, 1, 3, ""),
+        Collective("all-reduce", 4 * 67, 2, f32, 1, 8, ""),
         Collective("all-reduce", 8, 1, f32, 1, 4, ""),
     ]
 

@@ -121,7 +121,10 @@ class _Line:
         text = self.type
         if self.opcode in ("send", "recv"):
             text = _elements(text)[0]
-        elif self.opcode.endswith("-start") and self.opcode != "all-reduce-start":
+        elif self.opcode == "all-reduce-start":
+            # What goes in stands beside them only where they take its place.
+            text = ", ".join(_elements(text)[1:]) if text.startswith("((") else text
+        elif self.opcode.endswith("-start"):
             text = _elements(text)[1]
         return [
             _Array(name, tuple(int(size.lstrip("<=")) for size in shape.split(",") if size))
