@@ -64,12 +64,10 @@ def _folder(cfg: DataConfig) -> Folder:
 def _written(cfg: DataConfig, corpus: Folder) -> Path:
     """Where the documents of a corpus are as a data set; they are written if that was not done."""
     # These take half a second to import, and only this needs them.
-    from filelock import FileLock
-
-    from txl_jax import builders
+    from txl_jax import builders, locks
 
     data_dir = Path(cfg.data_dir)
-    with FileLock(data_dir / f".{cfg.dataset}.tfds.lock"):
+    with locks.alone(data_dir / f".{cfg.dataset}.tfds.lock", f"fills {data_dir}"):
         return builders.prepare_documents(cfg.dataset, corpus, data_dir)
 
 
