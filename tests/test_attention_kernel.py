@@ -13,13 +13,13 @@ from txl_jax.attention_kernel import fused_attention, keep_weight
 from txl_jax.dropout import keys_of
 
 TILE = 16
-SHAPES = {
-    "whole tiles, one head": ((2, 32, 16, 1, 16), 16, False),
-    "odd sizes, memory half filled": ((2, 21, 37, 2, 5), 19, False),
-    "no memory": ((1, 19, 0, 2, 8), 0, False),
-    "memory of which nothing is filled": ((1, 17, 40, 2, 8), 0, False),
-    "same length, tiles of memory that nobody sees": ((1, 40, 70, 1, 8), 33, True),
-}
+SHAPES = [
+    pytest.param((2, 32, 16, 1, 16), 16, False, id="whole tiles", marks=pytest.mark.slow),
+    pytest.param((2, 21, 37, 2, 5), 19, False, id="odd sizes, memory half filled"),
+    pytest.param((1, 19, 0, 2, 8), 0, False, id="no memory", marks=pytest.mark.slow),
+    pytest.param((1, 17, 40, 2, 8), 0, False, id="empty memory", marks=pytest.mark.slow),
+    pytest.param((1, 40, 70, 1, 8), 33, True, id="same length, tiles that nobody sees"),
+]
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -74,14 +74,20 @@ def assert_near(found: tuple[jax.Array, ...], expected: tuple[jax.Array, ...], m
         )
 
 
-@pytest.mark.parametrize(("shape", "filled", "same_length"), SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("shape", "filled", "same_length"), SHAPES)
 def test_values_and_gradients_are_those_of_the_plain_form(shape, filled, same_length):
     a = arguments(shape)
     expected = both(partial(plain, shape[2], filled, same_length), a)
     assert_near(both(partial(fused, filled, same_length), a), expected, 3e-6)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(jnp.bfloat16, 1.5e-2), (jnp.float16, 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [
+        pytest.param(jnp.bfloat16, 1.5e-2, marks=pytest.mark.slow),
+        (jnp.float16, 2e-3),
+    ],
+)
 def test_in_16_bits_it_is_off_by_their_rounding(dtype, most):
     shape, filled = (2, 33, 30, 2, 16), 30
     a = arguments(shape, dtype)
@@ -123,8 +129,7 @@ def test_dropout_of_a_sequence_does_not_depend_on_the_others():
     assert not np.array_equal(of(keys[:1], *(x[1:2] for x in a[:3]), *a[3:])[0], whole[1])
 
 
-@pytest.mark.parametrize("dropatt", [0.0, 0.1])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("dtype", "dropatt"), [(jnp.bfloat16, 0.0), (jnp.float16, 0.1)])
 def test_gpus_get_three_kernels_and_no_array_of_all_scores(dtype, dropatt):
     """As far as that can be told where there is none."""
     shape = (2, 192, 192, 8, 64)

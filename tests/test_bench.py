@@ -9,8 +9,10 @@ import jax
 import pytest
 
 from bench import shapes
+from bench.__main__ import main
 from txl_jax import metrics, sharding
 from txl_jax.checks import check_experiment
+from txl_jax.errors import UserError
 from txl_jax.step import init_state
 
 pytestmark = pytest.mark.processes
@@ -18,13 +20,9 @@ pytestmark = pytest.mark.processes
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
 def test_each_part_is_a_line_of_json():
-    done = bench("--shapes", "tiny", "--parts", "data")
+    command = [sys.executable, "-m", "bench", "--shapes", "tiny", "--parts", "data"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = map(json.loads, done.stdout.splitlines())
     assert (line["shape"], line["part"], line["device"]) == ("tiny", "data", "CPU")
@@ -32,7 +30,7 @@ def test_each_part_is_a_line_of_json():
     assert line["peak_host_bytes"] > 50_000_000 and line["cores"] > 0
 
 
-def test_two_runs_are_compared_where_they_have_the_same(tmp_path):
+def test_two_runs_are_compared_where_they_have_the_same(tmp_path, capsys):
     def run(ms: float, *parts: str) -> str:
         spread = {"q1": ms / 2, "median": ms, "q3": 2 * ms}
         lines = [json.dumps({"shape": "tiny", "part": part, "ms": spread}) for part in parts]
@@ -40,9 +38,8 @@ def test_two_runs_are_compared_where_they_have_the_same(tmp_path):
         path.write_text("\n".join(["some warning", *lines]))
         return str(path)
 
-    done = bench("--compare", run(3.0, "train", "data"), run(2.0, "train", "evaluate"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[2:] == ["| tiny | train, ms | 3 | 2 | 1.50 |"]
+    assert main(["--compare", run(3.0, "train", "data"), run(2.0, "train", "evaluate")]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["| tiny | train, ms | 3 | 2 | 1.50 |"]
 
 
 @pytest.mark.parametrize(
@@ -54,10 +51,11 @@ def test_two_runs_are_compared_where_they_have_the_same(tmp_path):
         (["--compare", "README.md", "README.md"], "README.md has no line of JSON"),
     ],
 )
-def test_bad_words_end_in_one_line(words, said):
-    done = bench(*words)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+def test_bad_words_are_said(words, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as caught:
+        main(words)
+    assert str(caught.value).startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_a_host_with_another_number_of_devices_is_named(shell, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_speed_of_two_processes_is_told_by_the_first(shell, tmp_path):
     words = [*SYNTHETIC, "--n-layer", "1", "--d-model", "16", "--n-head", "2", "--d-head", "4"]
     words += ["--d-inner", "16", "--tgt-len", "8", "--mem-len", "8", "--batch", "4"]
@@ -105,6 +106,7 @@ def test_the_speed_of_two_processes_is_told_by_the_first(shell, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_no_checkpoint_comes_of_a_step_in_which_a_process_was_lost(shell, tmp_path):
     tiny.write_text(tmp_path / "text")
     words = [*WORDS, "--logdir", "run", "--log-every", "1", "--checkpoint-minutes", "0.00001"]
@@ -126,7 +128,9 @@ def test_no_checkpoint_comes_of_a_step_in_which_a_process_was_lost(shell, tmp_pa
         assert info["step"] == saved.step
 
 
-@pytest.mark.parametrize("where", ["validation", "final evaluation"])
+@pytest.mark.parametrize(
+    "where", ["validation", pytest.param("final evaluation", marks=pytest.mark.slow)]
+)
 def test_sigterm_in_an_evaluation_ends_all_at_once(shell, long_text, tmp_path, where):
     every, tokens = (1, 0) if where == "validation" else (2, 64)
     words = ["--logdir", str(tmp_path / "run"), "--sample-tokens", "0", "--log-every", "1"]
