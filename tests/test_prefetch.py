@@ -10,7 +10,7 @@ from txl_jax.pace import Pace
 from txl_jax.prefetch import Prefetch
 from txl_jax.sharding import make_mesh
 
-LONG = 100.0
+LONG = 30.0
 """Seconds after which a test that waits fails."""
 
 
