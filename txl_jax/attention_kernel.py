@@ -69,6 +69,7 @@ def fused_attention(
     Position scores and weights are rounded to the type of q.
 
     Args:
+      filled, same_length: int32 scalar and bool, as `attention.visible` takes them.
       tile: rows of a tile, a power of two from 16 on. On an H200 64 is faster than 32 or 128.
       interpret: run as ordinary operations, on any device; slow.
 
