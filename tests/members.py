@@ -3,8 +3,8 @@
 Steps are sums over all devices; process 0 writes every tenth into FOLDER, and the run goes on from
 there. WHAT is `facts=2` if process 2 has other facts than the others, or what it does at step 20:
 `bug=2`, `mistake=2`, `device=2`, to have a GPU that fails, `break=2`, to break its connections to
-the others, or `slow=2`, to compute for long without a step; `late=2` comes to the first step when
-the others have given up.
+the others, or `slow=2`, to compute for long without a step. Before the first step `late=2` connects
+when the others have given up, and `compiles=2` takes as long for its program.
 """
 
 import os
@@ -141,25 +141,50 @@ def break_connections() -> None:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
+def come_late(peers: Peers) -> None:
+    """Has this process come to the next collective when the others have given up."""
+    meet = peers.gather
+
+    def linger(name: str, value: str) -> list[str]:
+        peers.gather = meet
+        found = meet(name, value)
+        time.sleep(GLOO_SECONDS + 3)
+        return found
+
+    peers.gather = linger
+
+
 def run(peers: Peers, me: int, folder: Path, steps: int, does: str, who: int) -> int:
     here = {"code": "0" * 64, "jax": "0.11.0"} if who == me and does == "facts" else {}
     peers.check_same({"code": "f" * 64, "jax": "0.10.2", "python": "3.11"} | here)
     mesh = sharding.make_mesh()
+    if who == me and does == "late":
+        come_late(peers)
+    peers.connect(mesh)
     values = np.ones(len(jax.local_devices()), np.float32)
     x = jax.make_array_from_process_local_data(sharding.split(mesh, 0), values)
-    add_up = jax.jit(jnp.sum, out_shardings=sharding.repeated(mesh))
+
+    def sums(own: jax.Array) -> jax.Array:
+        if who == me and does == "compiles":
+            time.sleep(GLOO_SECONDS + 3)
+        for_each = jnp.tile(own.sum(), mesh.devices.size)
+        return jax.lax.psum_scatter(for_each, sharding.DATA, tiled=True)
+
+    specs = sharding.split_spec(0)
+    add_up = peers.compiled(
+        jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=specs, out_specs=specs)), x
+    )
     saved = folder / "step"
     n = max(
         int(text or 0)
         for text in peers.gather("start", saved.read_text() if saved.exists() else "")
     )
     say("begins after", n)
-    if who == me and does == "late":
-        time.sleep(GLOO_SECONDS + 3)
     stop = False
     with caught_signals(peers.several):
         while n < steps and not stop:
-            assert float(add_up(x)) == mesh.devices.size
+            for shard in add_up(x).addressable_shards:
+                assert shard.data == mesh.devices.size
             n += 1
             if n == 20 and who == me and does == "bug":
                 raise ZeroDivisionError("a bug")

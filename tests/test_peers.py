@@ -154,6 +154,12 @@ def test_who_comes_too_late_is_met_again(tmp_path):
         assert "Traceback" not in run.log(0) + run.log(1)
 
 
+@pytest.mark.slow
+def test_who_compiles_for_long_is_waited_for(tmp_path):
+    with Members(tmp_path / "compiles", 2, "100", "compiles=1") as run:
+        assert run.statuses() == [0, 0]
+
+
 @pytest.mark.parametrize("name", ["asked", "interrupted"])
 def test_a_signal_to_one_ends_all_at_the_same_step(runs, name):
     run = runs[name]

@@ -13,7 +13,6 @@ such steps.
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +22,12 @@ from txl_jax import config, metrics, preflight, sharding
 from txl_jax.collectives import Collective, collectives
 from txl_jax.config import Config
 from txl_jax.errors import UserError
-from txl_jax.step import TrainState, init_state, make_train_step, state_shardings
+from txl_jax.step import (
+    TrainState,
+    abstract_batch,
+    abstract_state,
+    make_train_step,
+)
 
 VOCABULARY = {"wikitext-103": 267_735, "enwik8": 204, "text8": 27, "lm1b": 793_470}
 """Entries of the vocabularies of data sets that do not change."""
@@ -102,7 +106,7 @@ def with_known_vocabulary(cfg: Config) -> Config:
 
 def account(cfg: Config, mesh: Mesh) -> Account:
     """The account of the config's train step on the devices of `mesh`; nothing is allocated."""
-    state = _laid_out(cfg, mesh)
+    state = abstract_state(cfg, mesh)
     compiled = _compile(cfg, mesh, state)
     planned: Any = compiled.memory_analysis()
     parameter_bytes, optimizer_bytes, memory_bytes = map(
@@ -124,23 +128,8 @@ def account(cfg: Config, mesh: Mesh) -> Account:
     )
 
 
-def _laid_out(cfg: Config, mesh: Mesh) -> TrainState:
-    """The shapes of a state, each with how it lies on the mesh."""
-    shapes = jax.eval_shape(partial(init_state, cfg, mesh))
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        shapes,
-        state_shardings(cfg, mesh),
-    )
-
-
 def _compile(cfg: Config, mesh: Mesh, state: TrainState) -> jax.stages.Compiled:
-    train = cfg.train
-    tokens = jax.ShapeDtypeStruct(
-        (train.accumulate, train.batch // train.accumulate, cfg.model.tgt_len),
-        "int32",
-        sharding=sharding.split(mesh, 1),
-    )
+    tokens = abstract_batch(cfg, mesh)
     # With more than one segment, so that the step has what it takes to begin an epoch.
     step: Any = make_train_step(cfg, mesh, segments=2)
     # The program is not run: its machine code need not be fast.

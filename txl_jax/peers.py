@@ -21,11 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from txl_jax import distributed, run_folder
+from txl_jax import distributed, run_folder, sharding
 from txl_jax.config import Config
 from txl_jax.distributed import VERDICT, Cluster, Store
 from txl_jax.errors import INTERRUPTED_STATUS, RESTART_STATUS, USAGE_STATUS, UserError
@@ -140,6 +142,31 @@ class Peers:
                 f"these are not as on {distributed.name_of(0, first)}: {'; '.join(differ)}; make "
                 "all hosts the same"
             )
+
+    def connect(self, mesh: Mesh) -> None:
+        """Has all devices add up something, so that afterwards they are connected.
+
+        On CPUs the first collective waits 30 s for others and not longer, and all-reduces after it
+        half an hour; on GPUs, what is wrong with their network is seen before anything is compiled.
+        """
+        if self.several:
+            self.gather("connect", "")
+            ones = jax.jit(
+                lambda: jnp.ones(mesh.devices.size), out_shardings=sharding.split(mesh, 0)
+            )
+            add_up = jax.jit(jnp.sum, out_shardings=sharding.repeated(mesh))
+            jax.block_until_ready(add_up(ones()))
+
+    def compiled(self, step: Any, *arguments: Any) -> Any:
+        """The jitted `step`, compiled for such arguments, when all processes have got that far.
+
+        JAX lets process 0 alone write its cache of programs, so that it may have at once what the
+        others take minutes for; they would be late for a collective, and on CPUs a reduce-scatter
+        waits 30 s.
+        """
+        step.lower(*arguments).compile()
+        self.gather("compiled", "")
+        return step
 
     def stop_agreed(self, step: int | None = None) -> bool:
         """Whether to stop now, after `step`, because one of the processes got SIGTERM.

@@ -277,6 +277,13 @@ def after_validation(
     return state._replace(plateau=jax.device_put(new, sharding.repeated(mesh)))
 
 
+def abstract_batch(cfg: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Inputs of a step, or its targets, as `place_batch` gives them; they take no memory."""
+    accumulate, where = cfg.train.accumulate, sharding.split(mesh, axis=1)
+    shape = accumulate, cfg.train.batch // accumulate, cfg.model.tgt_len
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=where)
+
+
 def place_batch(
     cfg: Config, mesh: Mesh, rows: tuple[np.ndarray, np.ndarray]
 ) -> tuple[jax.Array, jax.Array]:

@@ -48,6 +48,7 @@ from txl_jax.sampling import Sampling
 from txl_jax.signals import Stopped, caught_signals, given_up
 from txl_jax.step import (
     Totals,
+    abstract_batch,
     abstract_state,
     after_validation,
     init_state,
@@ -160,7 +161,11 @@ def train(
         def batch_of(step: int) -> tuple[jax.Array, jax.Array]:
             return place_batch(cfg, mesh, streams.at(course.segment(step), rows))
 
-        train_step = make_train_step(cfg, mesh, len(streams), course=course)
+        tokens_of_step = abstract_batch(cfg, mesh)
+        train_step = peers.compiled(
+            make_train_step(cfg, mesh, len(streams), course=course),
+            *(abstract_state(cfg, mesh), tokens_of_step, tokens_of_step),
+        )
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
         pace, done = Pace(cfg, mesh), None
         first, saved, saved_at = n, n, time.monotonic()
@@ -188,7 +193,7 @@ def train(
                 journal.advance()
                 if n == first + 1:
                     jax.block_until_ready(done)
-                    pace.restart()  # compiling was part of this step
+                    pace.restart()  # loading the program onto the devices was part of this step
 
                 if due(cfg.train.log_every):
                     totals = finite_totals(state, checkpoints)
@@ -263,6 +268,7 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     peers.check_same(local_devices())
     mesh = sharding.make_mesh()
     preflight.check(cfg, mesh)
+    peers.connect(mesh)
     if cfg.train.throughput:
         return throughput.run(command.config, cfg, mesh, peers)
     home, primary = Home(logdir), jax.process_index() == 0
