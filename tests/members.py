@@ -161,6 +161,12 @@ def run(peers: Peers, me: int, folder: Path, steps: int, does: str, who: int) ->
     if who == me and does == "late":
         come_late(peers)
     peers.connect(mesh)
+    saved = folder / "step"
+    n = max(
+        int(text or 0)
+        for text in peers.gather("start", saved.read_text() if saved.exists() else "")
+    )
+    say("begins after", n)
     values = np.ones(len(jax.local_devices()), np.float32)
     x = jax.make_array_from_process_local_data(sharding.split(mesh, 0), values)
 
@@ -174,12 +180,6 @@ def run(peers: Peers, me: int, folder: Path, steps: int, does: str, who: int) ->
     add_up = peers.compiled(
         jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=specs, out_specs=specs)), x
     )
-    saved = folder / "step"
-    n = max(
-        int(text or 0)
-        for text in peers.gather("start", saved.read_text() if saved.exists() else "")
-    )
-    say("begins after", n)
     stop = False
     with caught_signals(peers.several):
         while n < steps and not stop:
