@@ -53,11 +53,9 @@ def main(words: list[str]) -> int:
         print(table(*(read(Path(path)) for path in arguments.compare)))
         return 0
     named = arguments.shapes or shapes.here()
-    _check("shape", named, [*shapes.CPU, *shapes.GPU])
-    _check("part", arguments.parts, list(timings.PARTS))
-    load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    if load > _BUSY:
-        print(f"this machine is busy (load {load:.1f} a core): times will be off", file=sys.stderr)
+    check_known("shape", named, [*shapes.CPU, *shapes.GPU])
+    check_known("part", arguments.parts, list(timings.PARTS))
+    warn_if_busy()
     for shape in named:
         for part in arguments.parts:
             command = [sys.executable, "-m", "bench.timings", shape, part]
@@ -97,7 +95,15 @@ def _median(figure: Any) -> float:
     return figure["median"] if isinstance(figure, dict) else figure
 
 
-def _check(what: str, named: tuple[str, ...], known: list[str]) -> None:
+def warn_if_busy() -> None:
+    """Says so if this machine does something else."""
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if load > _BUSY:
+        print(f"this machine is busy (load {load:.1f} a core): times will be off", file=sys.stderr)
+
+
+def check_known(what: str, named: tuple[str, ...], known: list[str]) -> None:
+    """Raises UserError if one that was named is not known."""
     for name in named:
         if name not in known:
             raise UserError(

@@ -1,6 +1,6 @@
 """A run of four processes under everything that can happen to it.
 
-    python -m tests.slow.torture FOLDER [--events 50] [--seed 0] [--steps 10000]
+    python -m tests.slow.torture FOLDER [--events 50] [--seed 0] [--steps 10000] [--kinds damage …]
 
 First a run that nothing happens to, then the same one with its files in S3 (moto's server behind a
 proxy that can fail) while random events come: a trainer or the coordinator is killed, stopped,
@@ -202,6 +202,7 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--kinds", nargs="+", choices=EVENTS, default=list(EVENTS))
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is ended
     draw, folder, steps = random.Random(args.seed), args.folder.resolve(), args.steps
@@ -241,7 +242,7 @@ def main() -> int:
                 time.sleep(0.1)
             if None not in run.ended():
                 break
-            event = draw.choices(list(EVENTS), list(EVENTS.values()))[0]
+            event = draw.choices(args.kinds, [EVENTS[kind] for kind in args.kinds])[0]
             victim = 0 if "coordinator" in event else draw.randrange(1, PROCESSES)
             lines, began, what = run.lines(), time.monotonic(), ""
             trainer = run.trainer(victim)
