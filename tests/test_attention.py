@@ -76,7 +76,7 @@ def attend(
     same_length: bool = False,
     clamp_len: int = -1,
     dropatt: float = 0.0,
-    key: jax.Array | None = None,
+    seeds: jax.Array | None = None,
 ) -> jax.Array:
     """The same by way of the functions under test, for arrays of NumPy too."""
     q, k, v, w_r, r_w_bias, r_r_bias = (jnp.asarray(array) for array in a)
@@ -84,7 +84,7 @@ def attend(
     names = sinusoid(n_keys, w_r.shape[0], clamp_len).astype(w_r.dtype)
     r = jnp.einsum("SD,DNH->SNH", names, w_r)
     seen = visible(tgt_len, n_keys - tgt_len, jnp.asarray(filled, jnp.int32), same_length)
-    return relative_attention(q, k, v, r, r_w_bias, r_r_bias, seen, dropatt, key)
+    return relative_attention(q, k, v, r, r_w_bias, r_r_bias, seen, dropatt, seeds)
 
 
 compiled = jax.jit(
@@ -218,7 +218,9 @@ def test_dropatt_hits_the_weights_after_the_softmax():
     # A single key, of weight 1 and value 1.
     a = arguments(batch=60, tgt_len=1, mem_len=0, n_head=50, d_head=1)
     a = converted(a._replace(v=np.ones_like(a.v)))
-    kept = np.asarray(compiled(a, 0, dropatt=0.75, key=jax.random.key(0)))[:, 0, :, 0]
+    kept = np.asarray(compiled(a, 0, dropatt=0.75, seeds=jnp.asarray([0, 1], jnp.uint32)))[
+        :, 0, :, 0
+    ]
     assert set(np.unique(kept)) == {0.0, 4.0}
     # Every sequence and every head has its own mask.
     assert abs(kept.mean() - 1) < 0.2
@@ -226,13 +228,13 @@ def test_dropatt_hits_the_weights_after_the_softmax():
     assert abs(kept.mean(1) - 1).max() < 1
 
 
-def test_dropatt_keeps_the_mean_and_without_a_key_does_nothing():
+def test_dropatt_keeps_the_mean_and_without_seeds_does_nothing():
     a = converted(arguments(batch=1, tgt_len=3, mem_len=4, n_head=2, d_head=2))
     q, k, v = (np.tile(array, (4000, 1, 1, 1)) for array in (a.q, a.k, a.v))
     a = a._replace(q=q, k=k, v=v)
     plain = np.asarray(compiled(a, 4))
     np.testing.assert_array_equal(compiled(a, 4, dropatt=0.3), plain)
-    samples = np.asarray(compiled(a, 4, dropatt=0.3, key=jax.random.key(3)))
+    samples = np.asarray(compiled(a, 4, dropatt=0.3, seeds=jnp.asarray([3, 4], jnp.uint32)))
     error = samples.std(0) / math.sqrt(len(samples))
     assert (error > 0).all()
     assert (abs(samples.mean(0) - plain[0]) < 5 * error).all()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from txl_jax import attention, attention_kernel
-from txl_jax.attention_kernel import fused_attention, keep_weight
-from txl_jax.dropout import keys_of
+from txl_jax.attention_kernel import fused_attention
+from txl_jax.dropout import keeps, seeds_of
 
 TILE = 16
+SEED = jnp.asarray([3, 4], jnp.uint32)
 SHAPES = [
     pytest.param((2, 32, 16, 1, 16), 16, False, id="whole tiles", marks=pytest.mark.slow),
     pytest.param((2, 21, 37, 2, 5), 19, False, id="odd sizes, memory half filled"),
@@ -100,12 +101,11 @@ def test_in_16_bits_it_is_off_by_their_rounding(dtype, most):
 def test_dropout_is_that_of_the_weights_it_says():
     shape, rate = (2, 20, 13, 2, 8), 0.3
     batch, tgt_len, mem_len, n_head, _ = shape
-    a, keys = arguments(shape), keys_of(jax.random.key(3), jnp.arange(batch))
-    seeds = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+    a, seeds = arguments(shape), seeds_of(SEED, jnp.arange(batch))
     rows, n_keys = 32, 48  # in whole tiles, with a key for each of the rows
     place = jnp.arange(n_head * rows * n_keys, dtype=jnp.uint32).reshape(n_head, rows, n_keys)
     dropped = round(rate * 2**16)
-    kept = jax.vmap(lambda seed: keep_weight((seed[0], seed[1]), place, dropped))(seeds)
+    kept = jax.vmap(lambda seed: keeps((seed[0], seed[1]), place, dropped))(seeds)
     assert abs(float(kept.mean()) - (1 - rate)) < 0.01
     kept = kept[:, :, :tgt_len, : mem_len + tgt_len]
     mask = attention.visible(tgt_len, mem_len, jnp.int32(mem_len), False).mask
@@ -116,27 +116,27 @@ def test_dropout_is_that_of_the_weights_it_says():
         weight = jax.nn.softmax(jnp.where(mask, score / 8**0.5, -jnp.inf))
         return jnp.einsum("BNTS,BSNH->BTNH", jnp.where(kept, weight / (1 - rate), 0), v)
 
-    found = both(partial(fused, mem_len, False, dropatt=rate, key=keys), a)
+    found = both(partial(fused, mem_len, False, dropatt=rate, seeds=seeds), a)
     assert_near(found, both(expected, a), 1e-4)  # the rate is rounded to a part of 2**16
 
 
 def test_dropout_of_a_sequence_does_not_depend_on_the_others():
-    a, keys = arguments((3, 18, 10, 2, 8)), keys_of(jax.random.key(3), jnp.arange(3))
-    of = compiled(lambda key, *a: fused(10, False, *a, dropatt=0.5, key=key))
-    whole = of(keys, *a)
-    alone = of(keys[1:2], *(x[1:2] for x in a[:3]), *a[3:])
+    a, seeds = arguments((3, 18, 10, 2, 8)), seeds_of(SEED, jnp.arange(3))
+    of = compiled(lambda seeds, *a: fused(10, False, *a, dropatt=0.5, seeds=seeds))
+    whole = of(seeds, *a)
+    alone = of(seeds[1:2], *(x[1:2] for x in a[:3]), *a[3:])
     np.testing.assert_array_equal(alone[0], whole[1])
-    assert not np.array_equal(of(keys[:1], *(x[1:2] for x in a[:3]), *a[3:])[0], whole[1])
+    assert not np.array_equal(of(seeds[:1], *(x[1:2] for x in a[:3]), *a[3:])[0], whole[1])
 
 
 @pytest.mark.parametrize(("dtype", "dropatt"), [(jnp.bfloat16, 0.0), (jnp.float16, 0.1)])
 def test_gpus_get_three_kernels_and_no_array_of_all_scores(dtype, dropatt):
     """As far as that can be told where there is none."""
     shape = (2, 192, 192, 8, 64)
-    keys = keys_of(jax.random.key(0), jnp.arange(2))
+    seeds = seeds_of(SEED, jnp.arange(2))
 
     def total(*a: jax.Array) -> jax.Array:
-        out = fused(192, False, *a, tile=64, interpret=False, dropatt=dropatt, key=keys)
+        out = fused(192, False, *a, tile=64, interpret=False, dropatt=dropatt, seeds=seeds)
         return jnp.sum(out.astype(jnp.float32))
 
     traced = jax.jit(jax.grad(total, range(6))).trace(*arguments(shape, dtype))

@@ -91,14 +91,14 @@ def relative_attention(
     r_r_bias: jax.Array,
     seen: Seen,
     dropatt: float = 0.0,
-    key: jax.Array | None = None,
+    seeds: jax.Array | None = None,
 ) -> jax.Array:
     """Attention whose scores know content and distance.
 
     score = ((q + r_w_bias)·k + shift((q + r_r_bias)·r)) / sqrt(H), softmax over the keys that are
     seen (in float32), dropout of the weights, weighted sum of v. On GPUs that can, and in 16-bit
     types, `attention_kernel` computes it, with position scores rounded to that type and with its
-    own random bits.
+    own hash of places.
 
     Args:
       q: [B, T, N, H] queries of the segment.
@@ -106,7 +106,7 @@ def relative_attention(
       r: [S, N, H] keys of the distances S-1 … 0.
       r_w_bias, r_r_bias: [N, H], the paper's u and v.
       seen: as `visible` gives it.
-      dropatt, key: dropout rate of the attention weights, and [B] keys for it; none without.
+      dropatt, seeds: dropout rate of the attention weights, and uint32 [B, 2] for it; none without.
 
     Returns:
       [B, T, N, H] in the type of q.
@@ -116,10 +116,10 @@ def relative_attention(
         from txl_jax.attention_kernel import fused_attention
 
         _, filled, same_length = seen
-        return fused_attention(q, k, v, r, r_w_bias, r_r_bias, filled, same_length, dropatt, key)
+        return fused_attention(q, k, v, r, r_w_bias, r_r_bias, filled, same_length, dropatt, seeds)
     with jax.named_scope("scores"):
         score = _content(q + r_w_bias, k) + shift(_position(q + r_r_bias, r))
-    return _mix(score, v, seen, dropatt, key)
+    return _mix(score, v, seen, dropatt, seeds)
 
 
 def learned_attention(
@@ -131,7 +131,7 @@ def learned_attention(
     r_bias: jax.Array,
     seen: Seen,
     dropatt: float = 0.0,
-    key: jax.Array | None = None,
+    seeds: jax.Array | None = None,
 ) -> jax.Array:
     """`relative_attention` with learned embeddings of the distances (Shaw et al. 2018, keys only).
 
@@ -145,7 +145,7 @@ def learned_attention(
     with jax.named_scope("scores"):
         position = _position(q, r_emb) + r_bias.T[:, None, :]
         score = _content(q + r_w_bias, k) + shift(position)
-    return _mix(score, v, seen, dropatt, key)
+    return _mix(score, v, seen, dropatt, seeds)
 
 
 def absolute_attention(
@@ -154,12 +154,12 @@ def absolute_attention(
     v: jax.Array,
     seen: Seen,
     dropatt: float = 0.0,
-    key: jax.Array | None = None,
+    seeds: jax.Array | None = None,
 ) -> jax.Array:
     """`relative_attention` without distances: score = q·k / sqrt(H) (Vaswani et al. 2017)."""
     with jax.named_scope("scores"):
         score = _content(q, k)
-    return _mix(score, v, seen, dropatt, key)
+    return _mix(score, v, seen, dropatt, seeds)
 
 
 def _content(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -171,13 +171,13 @@ def _position(q: jax.Array, r: jax.Array) -> jax.Array:
 
 
 def _mix(
-    score: jax.Array, v: jax.Array, seen: Seen, dropatt: float, key: jax.Array | None
+    score: jax.Array, v: jax.Array, seen: Seen, dropatt: float, seeds: jax.Array | None
 ) -> jax.Array:
     """Values [B, T, N, H] weighted by scores, float32 [B, N, T, S], not yet divided by sqrt(H)."""
     with jax.named_scope("softmax"):
         score = jnp.where(seen.mask, score * (v.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
         weight = jax.nn.softmax(score, axis=-1).astype(v.dtype)
-        weight = dropout(weight, dropatt, key)
+        weight = dropout(weight, dropatt, seeds)
     with jax.named_scope("values"):
         return jnp.einsum("BNTS,BSNH->BTNH", weight, v)
 

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-_LEVELS = 1 << 16
+from txl_jax.dropout import LEVELS, keeps, kept_scale
+
 _LOWEST = -1e30
 """Of scores that are not seen; finite, so that the difference of two is a number."""
 
@@ -59,7 +60,7 @@ def fused_attention(
     filled: jax.Array,
     same_length: bool,
     dropatt: float = 0.0,
-    key: jax.Array | None = None,
+    seeds: jax.Array | None = None,
     *,
     tile: int = 64,
     interpret: bool = False,
@@ -76,10 +77,9 @@ def fused_attention(
     Returns:
       [B, T, N, H] in the type of q.
     """
-    dropped = 0 if key is None else round(dropatt * _LEVELS)
-    seeds = jnp.zeros((q.shape[0], 2), jnp.uint32)
-    if key is not None and dropped:
-        seeds = jax.vmap(lambda own: jax.random.bits(own, (2,), jnp.uint32))(key)
+    dropped = 0 if seeds is None else round(dropatt * LEVELS)
+    if seeds is None:
+        seeds = jnp.zeros((q.shape[0], 2), jnp.uint32)
     tgt_len, n_keys = q.shape[1], k.shape[1]
     span = _Span(tgt_len, n_keys - tgt_len, same_length, dropped, tile, interpret)
     d_head = q.shape[-1]
@@ -94,20 +94,6 @@ def fused_attention(
     filled = jnp.reshape(filled, 1).astype(jnp.int32)
     out: Any = _attend(span, scale, q, k, v, r, r_w_bias, r_r_bias, filled, seeds)
     return out[:, :tgt_len, :, :d_head]
-
-
-def keep_weight(seed: Any, place: jax.Array, dropped: int) -> jax.Array:
-    """Whether dropout keeps the weights at `place`, uint32, of a sequence with `seed`.
-
-    Two rounds of the 32-bit mixer of MurmurHash3 (Appleby), each begun with a word of the seed.
-    """
-    mixed = place
-    for word in seed:
-        mixed = mixed ^ word
-        mixed = (mixed ^ (mixed >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
-        mixed = (mixed ^ (mixed >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
-        mixed = mixed ^ (mixed >> jnp.uint32(16))
-    return (mixed >> jnp.uint32(16)) >= jnp.uint32(dropped)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -289,8 +275,8 @@ class _Program:
         t = self.span.tile
         row = self.head * (self.span.query_tiles * t) + i * t + self.rows
         place = row * (self.span.key_tiles * t) + j * t + self.columns
-        kept = keep_weight(self.seed, place.astype(jnp.uint32), self.span.dropped)
-        return jnp.where(kept, weight * (_LEVELS / (_LEVELS - self.span.dropped)), 0.0)
+        kept = keeps(self.seed, place.astype(jnp.uint32), self.span.dropped)
+        return jnp.where(kept, weight * kept_scale(self.span.dropped), 0.0)
 
 
 def _forward_kernel(span, scale, *refs):

@@ -15,7 +15,7 @@ from txl_jax import attention
 from txl_jax.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from txl_jax.checks import check_model
 from txl_jax.config import ModelConfig
-from txl_jax.dropout import dropout, keys_of
+from txl_jax.dropout import draw_seeds, dropout, seeds_of
 
 LAYER_NORM_EPS = 1e-5
 
@@ -94,20 +94,22 @@ class Layer(nnx.Module):
         positions: jax.Array | None,
         biases: tuple[jax.Array, jax.Array] | None,
         seen: attention.Seen,
-        key: jax.Array | None,
+        seeds: jax.Array | None,
         sequences: jax.Array,
     ) -> jax.Array:
         """x [B, T, D], memory [B, M, D], positions [S, D], biases two [N, H] → x [B, T, D].
 
+        seeds are uint32 [4, 2], for dropout.
+
         positions and biases are those of attn_type 0; the other types have no use for them.
         """
-        keys: Any = (None,) * 4
-        if key is not None:
-            keys = [keys_of(own, sequences) for own in jax.random.split(key, 4)]
-        x = self._attend(x, memory, positions, biases, seen, keys[0], keys[1])
-        return self._feed_forward(x, keys[2], keys[3])
+        own: Any = (None,) * 4
+        if seeds is not None:
+            own = [seeds_of(seed, sequences) for seed in seeds]
+        x = self._attend(x, memory, positions, biases, seen, own[0], own[1])
+        return self._feed_forward(x, own[2], own[3])
 
-    def _attend(self, x, memory, positions, biases, seen, key_weights, key_output):
+    def _attend(self, x, memory, positions, biases, seen, seeds_weights, seeds_output):
         cfg, dtype = self.cfg, x.dtype
         with jax.named_scope("attention"):
             context = jnp.concatenate([memory, x], axis=1)
@@ -118,9 +120,9 @@ class Layer(nnx.Module):
                 segment = x  # with pre_lnorm too: so does the original
             q = jnp.einsum("BTD,DNH->BTNH", segment, self.w_q[...].astype(dtype))
             kv = jnp.einsum("BSD,DCNH->CBSNH", context, self.w_kv[...].astype(dtype))
-            mixed = self._mix(q, kv[0], kv[1], positions, biases, seen, cfg.dropatt, key_weights)
+            mixed = self._mix(q, kv[0], kv[1], positions, biases, seen, cfg.dropatt, seeds_weights)
             out = jnp.einsum("BTNH,NHD->BTD", mixed, self.w_o[...].astype(dtype))
-            out = x + dropout(out, cfg.dropout, key_output)
+            out = x + dropout(out, cfg.dropout, seeds_output)
             return out if cfg.pre_lnorm else self.norm_attention(out)
 
     def _mix(self, q, k, v, positions, biases, *masks):
@@ -136,15 +138,15 @@ class Layer(nnx.Module):
             return attention.learned_attention(q, k, v, r_emb, r_w_bias, r_bias, *masks)
         return attention.absolute_attention(q, k, v, *masks)
 
-    def _feed_forward(self, x, key_inner, key_output):
+    def _feed_forward(self, x, seeds_inner, seeds_output):
         cfg, dtype = self.cfg, x.dtype
         with jax.named_scope("feed_forward"):
             inner = self.norm_feed_forward(x) if cfg.pre_lnorm else x
             inner = jnp.einsum("BTD,DF->BTF", inner, self.w_in[...].astype(dtype))
             inner = jax.nn.relu(inner + self.b_in[...].astype(dtype))
-            inner = dropout(inner, cfg.dropout, key_inner)
+            inner = dropout(inner, cfg.dropout, seeds_inner)
             out = jnp.einsum("BTF,FD->BTD", inner, self.w_out[...].astype(dtype))
-            out = x + dropout(out + self.b_out[...].astype(dtype), cfg.dropout, key_output)
+            out = x + dropout(out + self.b_out[...].astype(dtype), cfg.dropout, seeds_output)
             return out if cfg.pre_lnorm else self.norm_feed_forward(out)
 
 
@@ -243,21 +245,23 @@ class TransformerXL(nnx.Module):
         cfg = self.cfg
         tgt_len, mem_len = inputs.shape[1], memory.hidden.shape[2]
         own = jnp.arange(inputs.shape[0]) if sequences is None else sequences
-        keys: Any = (None,) * 4
+        seeds_in = seed_positions = seeds_out = seeds_layers = None
         if key is not None:
-            keys = list(jax.random.split(key, 4))
+            key_layers, key_rest = jax.random.split(key)
+            seeds_layers = draw_seeds(key_layers, cfg.n_layer, 4)
             # Positions are those of all sequences, and so is their dropout.
-            keys[0], keys[3] = keys_of(keys[0], own), keys_of(keys[3], own)
+            seed_in, seed_positions, seed_out = draw_seeds(key_rest, 3)
+            seeds_in, seeds_out = seeds_of(seed_in, own), seeds_of(seed_out, own)
         positions = biases = None
         with jax.named_scope("embedding"):
             x = self.embedding(inputs)
             added = self._added_positions(mem_len + tgt_len)
             if added is not None and cfg.attn_type == 2:
                 x = x + added[0, mem_len:]
-            x = dropout(x, cfg.dropout, keys[0])
+            x = dropout(x, cfg.dropout, seeds_in)
             if cfg.attn_type == 0:
                 positions = attention.sinusoid(mem_len + tgt_len, cfg.d_model, cfg.clamp_len)
-                positions = dropout(positions.astype(cfg.dtype), cfg.dropout, keys[1])
+                positions = dropout(positions.astype(cfg.dtype), cfg.dropout, seed_positions)
                 biases = (
                     self.r_w_bias[...].astype(cfg.dtype),
                     self.r_r_bias[...].astype(cfg.dtype),
@@ -266,7 +270,7 @@ class TransformerXL(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def one_layer(x, scanned):
-            weights, old, own_added, own_biases, layer_key = scanned
+            weights, old, own_added, own_biases, seeds = scanned
             if self.gather:
                 weights = self.gather(nnx.to_pure_dict(weights))
             layer = nnx.merge(graphdef, weights)
@@ -274,7 +278,7 @@ class TransformerXL(nnx.Module):
             if own_added is not None and cfg.attn_type == 3:
                 x = x + own_added[mem_len:]
             new = jnp.concatenate([old, x], axis=1)[:, tgt_len:]
-            x = layer(x, read, positions, own_biases or biases, seen, layer_key, own)
+            x = layer(x, read, positions, own_biases or biases, seen, seeds, own)
             return x, jax.lax.stop_gradient(new)
 
         if cfg.remat:
@@ -290,11 +294,11 @@ class TransformerXL(nnx.Module):
             slots,
             added,
             biases if cfg.untie_r else None,
-            None if keys[2] is None else jax.random.split(keys[2], cfg.n_layer),
+            seeds_layers,
         )
         x, remembered = jax.lax.scan(one_layer, x, scanned)
         filled = jnp.minimum(memory.filled + tgt_len, mem_len)
-        return dropout(x, cfg.dropout, keys[3]), Memory(remembered, filled)
+        return dropout(x, cfg.dropout, seeds_out), Memory(remembered, filled)
 
     def loss(self, hidden: jax.Array, targets: jax.Array) -> jax.Array:
         """Loss, float32 [B, T], of targets int32 [B, T] that follow hidden [B, T, D]."""
