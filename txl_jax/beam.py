@@ -17,7 +17,7 @@ from txl_jax import sharding
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
 from txl_jax.generator import TOKENS_AT_ONCE, PromptReader, take_streams
-from txl_jax.model import Memory, TransformerXL, abstract
+from txl_jax.model import Memory, Recalled, TransformerXL, abstract
 from txl_jax.stops import ENDED
 
 
@@ -202,12 +202,12 @@ class BeamSearch:
         self._table = jax.device_put(table, everywhere)
         self._read_prompt = PromptReader(cfg, mesh)
 
-        def begin(memory: Memory, token: jax.Array) -> tuple[Memory, Beams]:
+        def begin(memory: Memory | Recalled, token: jax.Array) -> tuple[Any, Beams]:
             streams = take_streams(memory, jnp.zeros(beam.beam, jnp.int32))
             return streams, Beams.start(beam, token)
 
-        def steps(params: Any, state: tuple[Memory, Beams], table: jax.Array):
-            def step(state: tuple[Memory, Beams], _: None) -> tuple[tuple[Memory, Beams], Step]:
+        def steps(params: Any, state: tuple[Any, Beams], table: jax.Array):
+            def step(state: tuple[Any, Beams], _: None) -> tuple[tuple[Any, Beams], Step]:
                 xl: TransformerXL = nnx.merge(graphdef, params)
                 memory, beams = state
                 hidden, memory = xl.hidden(beams.token[:, None], memory)

@@ -21,7 +21,7 @@ from txl_jax import sharding
 from txl_jax.checks import check_batch
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
-from txl_jax.model import Memory, TransformerXL, abstract
+from txl_jax.model import Memory, Recalled, TransformerXL, abstract, recalls
 from txl_jax.streams import Streams
 
 
@@ -109,9 +109,13 @@ class Evaluator:
         self._rows = sharding.local_rows(mesh, batch)
         self._by_row = sharding.split(mesh, axis=0)
         rows, whole = sharding.split_spec(0), PartitionSpec()
-        memory = Memory(sharding.split_spec(1), whole)  # pyright: ignore[reportArgumentType]
+        memory: Any = Memory(sharding.split_spec(1), whole)  # pyright: ignore[reportArgumentType]
+        recalled: Any = Recalled(memory.hidden, whole, whole) if recalls(cfg) else memory  # pyright: ignore[reportArgumentType]
 
-        def segment(params: Any, memory: Memory, inputs: jax.Array, targets: jax.Array):
+        def begin(params: Any, memory: Memory) -> Memory | Recalled:
+            return nnx.merge(graphdef, params).recall(memory, cfg.tgt_len)
+
+        def segment(params: Any, memory: Any, inputs: jax.Array, targets: jax.Array):
             xl: TransformerXL = nnx.merge(graphdef, params)
             hidden, memory = xl.hidden(inputs, memory)
             sums = {"loss": xl.loss(hidden, targets).sum()}
@@ -127,12 +131,15 @@ class Evaluator:
             lambda: Memory.empty(cfg, batch),
             out_shardings=jax.tree.map(partial(NamedSharding, mesh), memory),
         )
+        self._begin = jax.jit(
+            jax.shard_map(begin, mesh=mesh, in_specs=(whole, memory), out_specs=recalled)
+        )
         self._segment = jax.jit(
             jax.shard_map(
                 segment,
                 mesh=mesh,
-                in_specs=(whole, memory, rows, rows),
-                out_specs=(whole, memory),
+                in_specs=(whole, recalled, rows, rows),
+                out_specs=(whole, recalled),
                 # The checker does not see through a loop whose length is known to the device only.
                 check_vma=False,
             ),
@@ -160,13 +167,13 @@ class Evaluator:
 
     def over(self, params: Any, streams: Streams, what: str = "evaluating") -> Score:
         """The score of `params` on streams of this evaluator's batch and tgt_len."""
-        memory = self._empty()
+        memory = self._begin(params, self._empty())
         found = []
         for i in tqdm(
             range(len(streams)), desc=what, unit="segment", delay=2, leave=False, disable=None
         ):
             if self.reset_every and i % self.reset_every == 0:
-                memory = self._empty()
+                memory = self._begin(params, self._empty())
             inputs, targets = (
                 jax.make_array_from_process_local_data(self._by_row, rows)
                 for rows in streams.segment(i, self._rows)

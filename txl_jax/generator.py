@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from txl_jax import sharding
 from txl_jax.config import ModelConfig
-from txl_jax.model import Memory, TransformerXL, abstract
+from txl_jax.model import Memory, Recalled, TransformerXL, abstract
 from txl_jax.sampling import Sampling, discourage, sample
 
 TOKENS_AT_ONCE = 16
@@ -30,27 +30,37 @@ class PromptReader:
         self._tgt_len = cfg.tgt_len
         everywhere = sharding.repeated(mesh)
 
-        def read(params: Any, memory: Memory, inputs: jax.Array) -> Memory:
+        def read(params: Any, memory: Any, inputs: jax.Array) -> Any:
             xl: TransformerXL = nnx.merge(graphdef, params)
             return xl.hidden(inputs, memory)[1]
 
+        def recall(params: Any, memory: Memory) -> Memory | Recalled:
+            return nnx.merge(graphdef, params).recall(memory, 1)
+
         self._empty = jax.jit(lambda: Memory.empty(cfg, batch=1), out_shardings=everywhere)
         self._read = jax.jit(read, out_shardings=everywhere, donate_argnums=1)
+        self._recall = jax.jit(recall, out_shardings=everywhere)
 
-    def __call__(self, params: Any, prompt: np.ndarray) -> Memory:
-        """Memory of one stream after all of prompt [n ≥ 1] but its last token."""
+    def __call__(self, params: Any, prompt: np.ndarray) -> Memory | Recalled:
+        """Memory of one stream after all of prompt [n ≥ 1] but its last token.
+
+        As `TransformerXL.recall` makes it for segments of one token.
+        """
         memory = self._empty()
         inputs = np.asarray(prompt, np.int32)[None, :]
         whole = (inputs.shape[1] - 1) // self._tgt_len * self._tgt_len
-        cuts = [*range(0, whole, self._tgt_len), *range(whole, inputs.shape[1])]
-        for start, stop in itertools.pairwise(cuts):
-            memory = self._read(params, memory, inputs[:, start:stop])
+        for start in range(0, whole, self._tgt_len):
+            memory = self._read(params, memory, inputs[:, start : start + self._tgt_len])
+        memory = self._recall(params, memory)
+        for at in range(whole, inputs.shape[1] - 1):
+            memory = self._read(params, memory, inputs[:, at : at + 1])
         return memory
 
 
-def take_streams(memory: Memory, rows: jax.Array) -> Memory:
-    """Memory whose stream i is what stream rows[i] of `memory` was."""
-    return Memory(memory.hidden[:, rows], memory.filled)
+def take_streams(memory: Any, rows: jax.Array) -> Any:
+    """Memory, or Recalled, whose stream i is what stream rows[i] of `memory` was."""
+    of_streams, *rest = memory
+    return type(memory)(of_streams[:, rows], *rest)
 
 
 class Drawn(NamedTuple):
@@ -65,7 +75,7 @@ class Drawn(NamedTuple):
 class _State(NamedTuple):
     """Where N samples stand."""
 
-    memory: Memory
+    memory: Memory | Recalled
     token: jax.Array
     """int32 [N]: the newest token, not yet in memory."""
     recent: jax.Array
@@ -100,7 +110,9 @@ class Generator:
         self._read_prompt = PromptReader(cfg, mesh)
         self._n_token, self._remembered, self._at_once = cfg.n_token, sampling.remembered, at_once
 
-        def begin(memory: Memory, recent: jax.Array, token: jax.Array, key: jax.Array) -> _State:
+        def begin(
+            memory: Memory | Recalled, recent: jax.Array, token: jax.Array, key: jax.Array
+        ) -> _State:
             return _State(
                 take_streams(memory, jnp.zeros(samples, jnp.int32)),
                 jnp.full(samples, token),

@@ -45,6 +45,25 @@ class Memory(NamedTuple):
         return Memory(hidden, jnp.where(now, cfg.mem_len, self.filled))
 
 
+class Recalled(NamedTuple):
+    """Memory as a model whose parameters stay the same needs it: `TransformerXL.recall` makes it.
+
+    Keys and values of a token are computed once, when it is read, and not in each segment anew.
+    """
+
+    keys_values: jax.Array
+    """[L, B, M, 2, N, H]: of the newest M inputs of each layer, the newest last."""
+    distances: jax.Array | None
+    """[L, S, N, H]: keys of the distances S-1 … 0, with attn_type 0."""
+    filled: jax.Array
+    """int32 scalar: as in `Memory`."""
+
+
+def recalls(cfg: ModelConfig) -> bool:
+    """Whether `recall` gives a Recalled: in attn_type 2 and 3, keys change as tokens grow older."""
+    return cfg.attn_type in (0, 1)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, statistics in float32."""
 
@@ -90,47 +109,57 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        memory: jax.Array,
-        positions: jax.Array | None,
+        older: jax.Array,
+        distances: jax.Array | None,
         biases: tuple[jax.Array, jax.Array] | None,
         seen: attention.Seen,
         seeds: jax.Array | None,
         sequences: jax.Array,
-    ) -> jax.Array:
-        """x [B, T, D], memory [B, M, D], positions [S, D], biases two [N, H] → x [B, T, D].
+    ) -> tuple[jax.Array, jax.Array]:
+        """Output [B, T, D], and keys and values [B, T, 2, N, H], of inputs x [B, T, D].
 
-        seeds are uint32 [4, 2], for dropout.
-
-        positions and biases are those of attn_type 0; the other types have no use for them.
+        Args:
+          older: [B, M, 2, N, H], what `keys_values` gives for memory.
+          distances: [S, N, H], and two biases [N, H]: those of attn_type 0, which alone has them.
+          seeds: uint32 [4, 2], for dropout.
         """
         own: Any = (None,) * 4
         if seeds is not None:
             own = [seeds_of(seed, sequences) for seed in seeds]
-        x = self._attend(x, memory, positions, biases, seen, own[0], own[1])
-        return self._feed_forward(x, own[2], own[3])
+        x, newer = self._attend(x, older, distances, biases, seen, own[0], own[1])
+        return self._feed_forward(x, own[2], own[3]), newer
 
-    def _attend(self, x, memory, positions, biases, seen, seeds_weights, seeds_output):
+    def keys_values(self, x: jax.Array) -> jax.Array:
+        """Keys and values [B, S, 2, N, H] of inputs [B, S, D]."""
+        with jax.named_scope("keys_values"):
+            x = self.norm_attention(x) if self.cfg.pre_lnorm else x
+            return jnp.einsum("BSD,DCNH->BSCNH", x, self.w_kv[...].astype(x.dtype))
+
+    def distances(self, positions: jax.Array) -> jax.Array:
+        """Keys [S, N, H] of distances with the embeddings [S, D]."""
+        return jnp.einsum("SD,DNH->SNH", positions, self.w_r[...].astype(positions.dtype))
+
+    def _attend(self, x, older, distances, biases, seen, seeds_weights, seeds_output):
         cfg, dtype = self.cfg, x.dtype
         with jax.named_scope("attention"):
-            context = jnp.concatenate([memory, x], axis=1)
-            if cfg.pre_lnorm:
-                context = self.norm_attention(context)
-            segment = context[:, memory.shape[1] :]
-            if cfg.attn_type in (2, 3):
-                segment = x  # with pre_lnorm too: so does the original
-            q = jnp.einsum("BTD,DNH->BTNH", segment, self.w_q[...].astype(dtype))
-            kv = jnp.einsum("BSD,DCNH->CBSNH", context, self.w_kv[...].astype(dtype))
-            mixed = self._mix(q, kv[0], kv[1], positions, biases, seen, cfg.dropatt, seeds_weights)
+            # With pre_lnorm, queries of attn_type 2 and 3 are made of what is not normalised: so
+            # does the original.
+            normal = cfg.pre_lnorm and cfg.attn_type not in (2, 3)
+            asking = self.norm_attention(x) if normal else x
+            q = jnp.einsum("BTD,DNH->BTNH", asking, self.w_q[...].astype(dtype))
+            # Memory has had its own product, as nothing goes back through it.
+            newer = self.keys_values(x)
+            both = jnp.concatenate([older, newer], axis=1)
+            k, v = both[:, :, 0], both[:, :, 1]
+            mixed = self._mix(q, k, v, distances, biases, seen, cfg.dropatt, seeds_weights)
             out = jnp.einsum("BTNH,NHD->BTD", mixed, self.w_o[...].astype(dtype))
             out = x + dropout(out, cfg.dropout, seeds_output)
-            return out if cfg.pre_lnorm else self.norm_attention(out)
+            return out if cfg.pre_lnorm else self.norm_attention(out), newer
 
-    def _mix(self, q, k, v, positions, biases, *masks):
+    def _mix(self, q, k, v, distances, biases, *masks):
         cfg, dtype = self.cfg, q.dtype
         if cfg.attn_type == 0:
-            r = jnp.einsum("SD,DNH->SNH", positions, self.w_r[...].astype(dtype))
-            r_w_bias, r_r_bias = biases
-            return attention.relative_attention(q, k, v, r, r_w_bias, r_r_bias, *masks)
+            return attention.relative_attention(q, k, v, distances, *biases, *masks)
         if cfg.attn_type == 1:
             r_emb = attention.nearest(self.r_emb[...], k.shape[1], cfg.clamp_len).astype(dtype)
             r_bias = attention.nearest(self.r_bias[...], k.shape[1], cfg.clamp_len)
@@ -234,16 +263,19 @@ class TransformerXL(nnx.Module):
     def hidden(
         self,
         inputs: jax.Array,
-        memory: Memory,
+        memory: Memory | Recalled,
         key: jax.Array | None = None,
         sequences: jax.Array | None = None,
-    ) -> tuple[jax.Array, Memory]:
+    ) -> tuple[jax.Array, Any]:
         """Output of the last layer [B, T, D] for inputs int32 [B, T], and the next memory.
 
-        Args: as a call.
+        Args: as a call, but memory may also be what `recall` made of one for segments of this
+          length; so is the next memory then.
         """
         cfg = self.cfg
-        tgt_len, mem_len = inputs.shape[1], memory.hidden.shape[2]
+        recalled = isinstance(memory, Recalled)
+        slots = memory.keys_values if recalled else memory.hidden
+        tgt_len, mem_len = inputs.shape[1], slots.shape[2]
         own = jnp.arange(inputs.shape[0]) if sequences is None else sequences
         seeds_in = seed_positions = seeds_out = seeds_layers = None
         if key is not None:
@@ -260,8 +292,8 @@ class TransformerXL(nnx.Module):
                 x = x + added[0, mem_len:]
             x = dropout(x, cfg.dropout, seeds_in)
             if cfg.attn_type == 0:
-                positions = attention.sinusoid(mem_len + tgt_len, cfg.d_model, cfg.clamp_len)
-                positions = dropout(positions.astype(cfg.dtype), cfg.dropout, seed_positions)
+                positions = self._positions(mem_len + tgt_len)
+                positions = dropout(positions, cfg.dropout, seed_positions)
                 biases = (
                     self.r_w_bias[...].astype(cfg.dtype),
                     self.r_r_bias[...].astype(cfg.dtype),
@@ -270,16 +302,19 @@ class TransformerXL(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def one_layer(x, scanned):
-            weights, old, own_added, own_biases, seeds = scanned
+            weights, old, own_distances, own_added, own_biases, seeds = scanned
             if self.gather:
                 weights = self.gather(nnx.to_pure_dict(weights))
             layer = nnx.merge(graphdef, weights)
-            read = old if own_added is None else old + own_added[:mem_len]
+            older, distances = old, own_distances
+            if not recalled:
+                older = layer.keys_values(old if own_added is None else old + own_added[:mem_len])
+                distances = None if positions is None else layer.distances(positions)
             if own_added is not None and cfg.attn_type == 3:
                 x = x + own_added[mem_len:]
-            new = jnp.concatenate([old, x], axis=1)[:, tgt_len:]
-            x = layer(x, read, positions, own_biases or biases, seen, seeds, own)
-            return x, jax.lax.stop_gradient(new)
+            out, newer = layer(x, older, distances, own_biases or biases, seen, seeds, own)
+            new = jnp.concatenate([old, newer if recalled else x], axis=1)[:, tgt_len:]
+            return out, jax.lax.stop_gradient(new)
 
         if cfg.remat:
             one_layer = jax.checkpoint(one_layer)
@@ -287,18 +322,40 @@ class TransformerXL(nnx.Module):
             # Otherwise every layer's whole weights would be kept for the backward pass.
             kept = jax.checkpoint_policies.dots_saveable
             one_layer = jax.checkpoint(one_layer, policy=kept)
-        # Where several GPUs split an argument without elements, XLA's compiler crashes.
-        slots = memory.hidden if mem_len else jnp.zeros_like(memory.hidden)
         scanned = (
             stacked,
-            slots,
+            # Where several GPUs split an argument without elements, XLA's compiler crashes.
+            slots if mem_len else jnp.zeros_like(slots),
+            memory.distances if recalled else None,
             added,
             biases if cfg.untie_r else None,
             seeds_layers,
         )
-        x, remembered = jax.lax.scan(one_layer, x, scanned)
+        x, slots = jax.lax.scan(one_layer, x, scanned)
         filled = jnp.minimum(memory.filled + tgt_len, mem_len)
-        return dropout(x, cfg.dropout, seeds_out), Memory(remembered, filled)
+        if recalled:
+            return dropout(x, cfg.dropout, seeds_out), Recalled(slots, memory.distances, filled)
+        return dropout(x, cfg.dropout, seeds_out), Memory(slots, filled)
+
+    def recall(self, memory: Memory, tgt_len: int) -> Memory | Recalled:
+        """What takes the place of `memory` in `hidden` for segments of `tgt_len` tokens.
+
+        It gives the same, faster, as long as the parameters stay the same, and is not for training.
+        Memory itself where `recalls` says so.
+        """
+        if not recalls(self.cfg):
+            return memory
+        graphdef, stacked = nnx.split(self.layers)
+        positions = self._positions(memory.hidden.shape[2] + tgt_len)
+
+        def of_layer(_, scanned):
+            weights, hidden = scanned
+            layer = nnx.merge(graphdef, weights)
+            distances = layer.distances(positions) if self.cfg.attn_type == 0 else None
+            return None, (layer.keys_values(hidden), distances)
+
+        _, (keys_values, distances) = jax.lax.scan(of_layer, None, (stacked, memory.hidden))
+        return Recalled(keys_values, distances, memory.filled)
 
     def loss(self, hidden: jax.Array, targets: jax.Array) -> jax.Array:
         """Loss, float32 [B, T], of targets int32 [B, T] that follow hidden [B, T, D]."""
@@ -314,6 +371,11 @@ class TransformerXL(nnx.Module):
         """
         with jax.named_scope("ranks"):
             return self.output.ranks(hidden, targets, self.embedding)
+
+    def _positions(self, n_keys: int) -> jax.Array:
+        """Embeddings [S, D] of the distances S-1 … 0, with attn_type 0."""
+        cfg = self.cfg
+        return attention.sinusoid(n_keys, cfg.d_model, cfg.clamp_len).astype(cfg.dtype)
 
     def _added_positions(self, n_keys: int) -> jax.Array | None:
         """Position embeddings that belong to the inputs of each layer, [L, S, D].
