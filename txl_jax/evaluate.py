@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from txl_jax import presets, sharding, sweep, token_files
+from txl_jax import compilation_cache, presets, sharding, sweep, token_files
 from txl_jax.config import ModelConfig, parse_words
 from txl_jax.errors import UserError, run_command
 from txl_jax.evaluator import Evaluator, Score
@@ -149,6 +149,7 @@ def described(settings: dict[str, Any]) -> str:
 def main(words: list[str]) -> None:
     args = parse_words(Arguments, None, "python -m txl_jax.evaluate", __doc__ or "", words)
     check(args)
+    compilation_cache.keep_programs()
     mesh = sharding.make_mesh()
     trained = load_trained(args.logdir, args.checkpoint, mesh)
     cfg, measure = settings(args, trained.cfg.model), trained.vocab.measure

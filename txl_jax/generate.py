@@ -12,7 +12,7 @@ from typing import Literal
 
 import tyro
 
-from txl_jax import sharding
+from txl_jax import compilation_cache, sharding
 from txl_jax.beam import Beam, BeamSearch
 from txl_jax.config import parse_words
 from txl_jax.errors import UserError, run_command
@@ -126,6 +126,7 @@ def main(words: list[str]) -> None:
     args.check()
     stops = StopStrings([os.fsencode(string) for string in args.stop])
     prompt = args.read_prompt()
+    compilation_cache.keep_programs()
     mesh = sharding.make_mesh()
     trained = load_trained(args.logdir, args.checkpoint, mesh)
     params, vocab, cfg = trained.params, trained.vocab, trained.cfg.model

@@ -24,7 +24,16 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from txl_jax import config, distributed, run_folder, sharding, storage, token_files, warm_start
+from txl_jax import (
+    compilation_cache,
+    config,
+    distributed,
+    run_folder,
+    sharding,
+    storage,
+    token_files,
+    warm_start,
+)
 from txl_jax.config import Command, Config
 from txl_jax.errors import UserError, run_command
 from txl_jax.peers import Peers, facts
@@ -227,6 +236,8 @@ def main(words: list[str]) -> None:
 
 def _find(args: Arguments, out: Path, peers: Peers) -> None:
     peers.check_same(facts(args.experiment))
+    if not peers.several:
+        compilation_cache.keep_programs()
     mesh = sharding.make_mesh()
     check(args.experiment, mesh)
     tokens = token_files.prepare(args.experiment.data)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from txl_jax import (
     checkpoint_reader,
+    compilation_cache,
     config,
     distributed,
     findings,
@@ -271,6 +272,8 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     peers.connect(mesh)
     if cfg.train.throughput:
         return throughput.run(command.config, cfg, mesh, peers)
+    if not peers.several:
+        compilation_cache.keep_programs()
     home, primary = Home(logdir), jax.process_index() == 0
     if primary:
         home.bring()
