@@ -1,7 +1,7 @@
 """Compiled programs are kept on disk, so that a command which starts again need not compile them.
 
 They lie in `$XDG_CACHE_HOME/txl_jax/compiled`, else in `~/.cache/txl_jax/compiled`. JAX's own
-settings go before: JAX_COMPILATION_CACHE_DIR is another folder and JAX_ENABLE_COMPILATION_CACHE=false
+settings go before: JAX_COMPILATION_CACHE_DIR is another folder, JAX_ENABLE_COMPILATION_CACHE=false
 none.
 """
 
@@ -21,7 +21,7 @@ _WRITABLE_BY_OTHERS = 0o022
 
 
 def keep_programs() -> None:
-    """Turns the cache on, for a process that trains or evaluates alone; before anything is compiled.
+    """Turns the cache on, for a process that works alone; before anything is compiled.
 
     Of several processes JAX lets the first alone write, and nobody would start sooner. A folder
     that cannot be used is told in one line on standard error.
