@@ -128,7 +128,7 @@ def _embedding(cfg: ModelConfig, batch: int) -> Iterator[Kernel]:
     if is_projected(cfg):
         for width in widths:
             yield from _product("embedding", "projection", n, width, d, c)
-        # The sum over clusters, and its way back to all of them, which is no work.
+        # Its gradient is that of every cluster, and is not copied.
         yield Kernel("embedding", "sum of clusters", 0, (len(widths) + 1) * n * d * c)
     yield Kernel("embedding", "gradients of rows", 0, looked_up + 2 * read)
 
@@ -208,9 +208,8 @@ def _optimizer(cfg: Config, n_parameters: int) -> Iterator[Kernel]:
     # Reads gradient and parameter, writes the parameter; reads and writes the state.
     words = 3 + 2 * state
     if optim in ("lamb", "optax_lamb"):
-        words += (
-            3  # writes the update, of which it takes the norm, reads it and the parameter again
-        )
+        # Writes the update, whose norm it takes; then reads that and the parameter again.
+        words += 3
     yield Kernel("optimizer", optim, 0, words * _WORD * n_parameters)
 
 

@@ -12,10 +12,11 @@ import pytest
 from flax import nnx
 
 from bench import roofline
-from bench.roofline import CARDS, Card, Kernel, kernels, seconds, token_shares
+from bench.roofline import CARDS, Arguments, Card, Kernel, kernels, seconds, table, token_shares
 from configs import test_1
+from tests.tiny import ROOT
 from txl_jax import metrics, optim
-from txl_jax.config import ClusterConfig, Config, ModelConfig, OptimConfig, TrainConfig
+from txl_jax.config import ClusterConfig, Config, ModelConfig, OptimConfig, TrainConfig, load
 from txl_jax.errors import UserError
 from txl_jax.flops import peak_flops, train_flops_per_token
 from txl_jax.model import Memory, abstract
@@ -177,6 +178,12 @@ def test_time_is_that_of_the_slower_of_the_two():
 def test_shares_are_about_those_of_the_text():
     shares = token_shares(test_1.config().model)
     assert np.round(100 * np.array(shares), 1) == pytest.approx([95.2, 1.7, 2.8, 0.4])
+
+
+def test_the_page_has_the_tables_of_today():
+    page = (ROOT / "bench" / "ROOFLINE.md").read_text("utf-8")
+    for name in Arguments().config:
+        assert table(name, load(name)) in page
 
 
 def test_the_table_has_every_part(capsys):
