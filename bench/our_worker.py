@@ -13,10 +13,10 @@ import numpy as np
 
 from bench import shapes
 from txl_jax import sharding
+from txl_jax.decoding import Sampling
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
 from txl_jax.peers import Peers
-from txl_jax.sampling import Sampling
 from txl_jax.step import init_state, make_train_step, place_batch
 from txl_jax.throughput import open_streams, zipf
 

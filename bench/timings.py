@@ -23,10 +23,10 @@ from txl_jax import flops, sharding, throughput
 from txl_jax.account import account
 from txl_jax.checks import WARM_UP
 from txl_jax.config import Config
+from txl_jax.decoding import Sampling
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
 from txl_jax.peers import Peers
-from txl_jax.sampling import Sampling
 from txl_jax.step import init_state, make_train_step, place_batch
 
 _TRAIN_STEPS = 50

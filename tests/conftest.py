@@ -5,6 +5,8 @@ import signal
 
 # In the environment, so that the processes which tests start run on CPU as well.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiled programs are kept where a test says so, and nowhere else: not in the user's home.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import hypothesis
 import jax

@@ -34,7 +34,7 @@ from txl_jax.attention import absolute_attention, learned_attention, nearest, vi
 from txl_jax.checks import check_model
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
-from txl_jax.evaluate import Evaluator
+from txl_jax.evaluator import Evaluator
 from txl_jax.model import Memory, TransformerXL, abstract
 
 M = 6

@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 from tests import tiny
-from txl_jax.beam import Beam, Beams, BeamSearch, Hypothesis, Step, grow, hypotheses
+from txl_jax.beam import Beams, BeamSearch, Hypothesis, Step, grow, hypotheses
 from txl_jax.config import ModelConfig
+from txl_jax.decoding import Beam, Sampling
 from txl_jax.errors import UserError
 from txl_jax.generator import Generator
 from txl_jax.model import TransformerXL, abstract
-from txl_jax.sampling import Sampling
 from txl_jax.stops import StopStrings
 from txl_jax.vocab import BytesVocab
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests import tiny
 from tests.tiny import LOGDIR, Shell
-from txl_jax import evaluate, presets, run_folder, sharding, token_files
+from txl_jax import evaluate, evaluation, presets, run_folder, sharding, token_files
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
 from txl_jax.evaluator import Evaluator, Score
@@ -210,9 +210,9 @@ def test_bits_per_character_count_the_text():
     score = Score(loss=2.0, tokens=5)
     # Of " the über\n über the\n" all but the first word is predicted.
     expected = 5 * 2.0 / math.log(2) / len(" über\n über the\n")
-    assert evaluate.bits_per_character(score, words, tokens) == pytest.approx(expected)
+    assert evaluation.bits_per_character(score, words, tokens) == pytest.approx(expected)
     letters = BytesVocab(b"abc")
-    assert evaluate.bits_per_character(score, letters, letters.encode(b"abcabc")) == score.bits
+    assert evaluation.bits_per_character(score, letters, letters.encode(b"abcabc")) == score.bits
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pytest
 from tests import tiny
 from tests.tiny import LOGDIR
 from txl_jax import generate
-from txl_jax.beam import Beam, BeamSearch
+from txl_jax.beam import BeamSearch
+from txl_jax.decoding import Beam, Sampling
 from txl_jax.documents import END
 from txl_jax.errors import UserError
 from txl_jax.generator import Generator
-from txl_jax.sampling import Sampling
 from txl_jax.stops import StopStrings
 from txl_jax.trained import Trained, load_trained
 

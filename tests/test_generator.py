@@ -12,9 +12,9 @@ from flax import nnx
 from tests import tiny
 from tests.test_sampling import discouraged
 from txl_jax.config import ModelConfig
+from txl_jax.decoding import Sampling
 from txl_jax.generator import Generator
 from txl_jax.model import TransformerXL, abstract
-from txl_jax.sampling import Sampling
 
 pytest_plugins = ["tests.tiny_runs"]
 

@@ -13,10 +13,11 @@ from PIL import Image
 
 from tests import tiny
 from tests.tiny import LOGDIR, WORDS, Shell
-from txl_jax import lr_finder, preflight, sharding, token_files
+from txl_jax import lr_finder, preflight, range_test, sharding, token_files
 from txl_jax.config import Config
 from txl_jax.errors import UserError
-from txl_jax.lr_finder import WARM, Sweep, draw, first_state, run_sweep, smooth, suggest
+from txl_jax.lr_finder_arguments import WARM
+from txl_jax.range_test import Sweep, draw, first_state, run_sweep, smooth, suggest
 from txl_jax.step import make_train_step, place_batch
 from txl_jax.streams import Streams
 
@@ -46,7 +47,7 @@ def test_it_suggests_the_steepest_descent_and_a_tenth_of_the_lowest():
     # The smoothed loss trails by ten of the 667 steps of a decade.
     assert suggestion.steepest == pytest.approx(1e-3 * 10 ** (9 / 667), rel=0.02)
     assert suggestion.lowest == pytest.approx(1e-1, rel=0.15)
-    said = lr_finder.advice(sweep, suggestion, tiny.CONFIG)
+    said = range_test.advice(sweep, suggestion, tiny.CONFIG)
     assert f"--lr {suggestion.steepest:.2g}: the steepest descent" in said
     assert f"--lr {suggestion.lowest / 10:.2g}: a tenth of where it is lowest" in said
     assert "still falling" not in said
@@ -62,7 +63,7 @@ def test_rates_that_the_schedule_will_scale_are_suggested_unscaled():
         optim=dataclasses.replace(tiny.CONFIG.optim, lr_batch=32),
         train=dataclasses.replace(tiny.CONFIG.train, batch=128),
     )
-    said = lr_finder.advice(sweep, suggestion, cfg)
+    said = range_test.advice(sweep, suggestion, cfg)
     assert f"--lr {suggestion.steepest / 4:.2g} (for a batch of 32)" in said
 
 
@@ -70,12 +71,12 @@ def test_what_the_first_steps_and_the_end_say_is_not_over_read():
     rates = list(np.geomspace(1e-6, 1, 50))
     rising = Sweep(rates, list(np.linspace(3, 9, 50)), diverged=False)
     assert suggest(rising) is None
-    assert "it did not fall" in lr_finder.advice(rising, None, tiny.CONFIG)
+    assert "it did not fall" in range_test.advice(rising, None, tiny.CONFIG)
     # One high loss at the beginning would be the steepest descent of all.
     suggestion = suggest(Sweep(rates, [9.0, *np.linspace(5, 2, 49)], diverged=False))
     assert suggestion and suggestion.steepest >= rates[WARM]
     still_falling = Sweep(rates, list(np.linspace(5, 2, 50)), diverged=False)
-    said = lr_finder.advice(still_falling, suggest(still_falling), tiny.CONFIG)
+    said = range_test.advice(still_falling, suggest(still_falling), tiny.CONFIG)
     assert said.endswith("the loss was still falling at the end: try a higher --lr-to")
 
 
@@ -149,7 +150,7 @@ def test_the_command_leaves_points_picture_and_nothing_else(cfg, finished, capsy
     said = capsys.readouterr().out
     assert said.startswith(f"{len(found['lr'])} steps; the loss diverged at ")
     assert said == (
-        f"{lr_finder.advice(sweep, suggestion, tiny.CONFIG)}\n"
+        f"{range_test.advice(sweep, suggestion, tiny.CONFIG)}\n"
         f"{out}/lr_finder.png shows it, {out}/lr_finder.json has the points\n"
     )
     after = tiny.files(Path.cwd())

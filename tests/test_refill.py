@@ -19,7 +19,7 @@ from flax import nnx
 from tests import tiny
 from tests.members import free_port
 from tests.tiny import TGT_LEN, WORDS
-from txl_jax import config, run_folder, sharding, token_files, train
+from txl_jax import config, run_folder, sharding, token_files, train, training
 from txl_jax.checkpoint import Checkpoints
 from txl_jax.config import ClusterConfig, Config
 from txl_jax.course import Course
@@ -261,13 +261,13 @@ def test_another_batch_reads_on_from_the_same_count_of_tokens(corpus, shell, mon
         streams = training_streams(known, token_files.prepare(known.data))
     stop = len(streams) - 1
     stop_after(stop, words, monkeypatch)
-    read, place = [], train.place_batch
+    read, place = [], training.place_batch
 
     def note(cfg: Config, mesh: Any, rows: tuple[np.ndarray, np.ndarray]) -> Any:
         read.append(rows[0])
         return place(cfg, mesh, rows)
 
-    monkeypatch.setattr(train, "place_batch", note)
+    monkeypatch.setattr(training, "place_batch", note)
     capsys.readouterr()
     stop_after(4, [*words, "--batch", "16"], monkeypatch)
     segment, back = divmod(stop * 8 * TGT_LEN, 16 * TGT_LEN)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from txl_jax.decoding import Sampling
 from txl_jax.errors import UserError
-from txl_jax.sampling import Sampling, discourage, sample
+from txl_jax.sampling import discourage, sample
 
 LOGITS = np.log(np.asarray([0.1, 0.4, 0.05, 0.3, 0.15], np.float32)) + 3
 

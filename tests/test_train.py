@@ -20,7 +20,7 @@ from tests import tiny
 from tests.tiny import LOGDIR, STEPS, WORDS, Shell
 from txl_jax import findings, run_folder, sharding, token_files, vocab
 from txl_jax.checkpoint import Checkpoints
-from txl_jax.evaluate import Evaluator
+from txl_jax.evaluator import Evaluator
 from txl_jax.prefetch import Prefetch
 from txl_jax.step import Totals, init_state, make_train_step, place_batch
 from txl_jax.streams import Streams

@@ -90,6 +90,7 @@ class Shell:
             "PYTHONIOENCODING": "utf-8:strict",
             "JAX_NUMPY_DTYPE_PROMOTION": "strict",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not self.optimized),
+            "JAX_ENABLE_COMPILATION_CACHE": "true",
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

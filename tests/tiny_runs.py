@@ -51,11 +51,12 @@ def copied(shell: Shell, finished: Path, tmp_path: Path) -> Shell:
 @pytest.fixture(scope="module")
 def compiled(shell: Shell) -> Iterator[None]:
     """For tests that train in this process: they share compiled programs as `Shell` does."""
-    before = (False, getattr(jax.config, "jax_compilation_cache_dir"), 1.0)  # noqa: B009 (pyright)
-    for settings in ((True, str(shell.cache), 0.0), before):
+    before = (False, False, None, 1.0)
+    for settings in ((True, True, str(shell.cache), 0.0), before):
         jax.config.update("jax_disable_most_optimizations", settings[0])
-        jax.config.update("jax_compilation_cache_dir", settings[1])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", settings[2])
+        jax.config.update("jax_enable_compilation_cache", settings[1])
+        jax.config.update("jax_compilation_cache_dir", settings[2])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", settings[3])
         compilation_cache.reset_cache()
         if settings is not before:
             yield

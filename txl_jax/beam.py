@@ -15,38 +15,10 @@ from jax.sharding import Mesh
 
 from txl_jax import sharding
 from txl_jax.config import ModelConfig
-from txl_jax.errors import UserError
+from txl_jax.decoding import Beam
 from txl_jax.generator import TOKENS_AT_ONCE, PromptReader, take_streams
 from txl_jax.model import Memory, Recalled, TransformerXL, abstract
 from txl_jax.stops import ENDED
-
-
-@dataclass(frozen=True)
-class Beam:
-    """How wide a search is, and how different what it finds has to be."""
-
-    beam: int = 0
-    """Search for the likeliest text with this many hypotheses K at a time; 0: draw samples."""
-    groups: int = 1
-    """Groups into which the hypotheses are divided; a group avoids the tokens of those before."""
-    diversity: float = 0.5
-    """What a token costs a group, in nats, for each hypothesis of earlier groups that has it."""
-
-    def check(self) -> None:
-        """Raises UserError, in one line, for the first field that cannot work."""
-        if self.beam < 0:
-            raise UserError(f"beam is {self.beam}; it has to be 0 (draw samples) or more")
-        if self.groups < 1:
-            raise UserError(f"groups is {self.groups}; it has to be at least 1")
-        if self.groups > 1 and not self.beam:
-            raise UserError("groups divide a beam, and there is none; add --beam")
-        if self.beam % self.groups:
-            raise UserError(
-                f"beam is {self.beam}, which {self.groups} groups cannot divide; use a multiple of "
-                f"{self.groups}"
-            )
-        if self.diversity < 0:
-            raise UserError(f"diversity is {self.diversity}; it has to be 0 or more")
 
 
 class Beams(NamedTuple):

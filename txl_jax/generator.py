@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from txl_jax import sharding
 from txl_jax.config import ModelConfig
+from txl_jax.decoding import Sampling
 from txl_jax.model import Memory, Recalled, TransformerXL, abstract
-from txl_jax.sampling import Sampling, discourage, sample
+from txl_jax.sampling import discourage, sample
 
 TOKENS_AT_ONCE = 16
 """Tokens that are drawn without asking the host, where nobody watches them appear."""

@@ -11,10 +11,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from txl_jax import run_folder, storage
+from txl_jax.decoding import Sampling
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
 from txl_jax.measure import BITS_PER_BYTE, Measure
-from txl_jax.sampling import Sampling
 from txl_jax.token_files import TokenFiles
 from txl_jax.trained import Trained
 from txl_jax.vocab import Vocab

@@ -72,9 +72,14 @@ def zipf(n_token: int, size: int) -> NDArray[np.int32]:
     head then has 95.2 % of the tokens and the tails 1.7, 2.8 and 0.4 %; its real text has about
     94.9, 2.2, 2.7 and 0.2 % (counted back from its word counts at the cutoffs).
     """
-    weights = (np.arange(1, n_token + 1) + ZIPF_SHIFT) ** -ZIPF_EXPONENT
-    drawn = np.random.default_rng(0).choice(n_token, size, p=weights / weights.sum())
+    drawn = np.random.default_rng(0).choice(n_token, size, p=zipf_probabilities(n_token))
     return drawn.astype(np.int32)
+
+
+def zipf_probabilities(n_token: int) -> NDArray[np.float64]:
+    """Those of the tokens that `zipf` draws, float64 [V]."""
+    weights = (np.arange(1, n_token + 1) + ZIPF_SHIFT) ** -ZIPF_EXPONENT
+    return weights / weights.sum()
 
 
 def measure(cfg: Config, mesh: Mesh, streams: Streams) -> dict[str, Any]:
