@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from bench import shapes
-from txl_jax import sharding
+from txl_jax import host_memory, sharding
 from txl_jax.decoding import Sampling
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
@@ -76,6 +76,7 @@ def generate(name: str) -> Callable[[int], Seconds]:
 
 
 def main(name: str) -> None:
+    host_memory.keep_freed(sharding.make_mesh())
     known = {what.__name__: what(name) for what in (train, evaluate, generate)}
     print("ready", flush=True)
     for line in sys.stdin:

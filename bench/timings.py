@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import shapes
-from txl_jax import flops, sharding, throughput
+from txl_jax import flops, host_memory, sharding, throughput
 from txl_jax.account import account
 from txl_jax.checks import WARM_UP
 from txl_jax.config import Config
@@ -168,6 +168,7 @@ def _lines(path: str) -> Iterator[str]:
 
 def main(name: str, part: str) -> None:
     cfg = shapes.shape(name)
+    host_memory.keep_freed(sharding.make_mesh())
     found = {"shape": name, "part": part} | PARTS[part](cfg)
     found["peak_host_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps(found | machine()), flush=True)

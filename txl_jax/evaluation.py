@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from txl_jax import compilation_cache, presets, sharding, sweep, token_files
+from txl_jax import compilation_cache, host_memory, presets, sharding, sweep, token_files
 from txl_jax.config import ModelConfig
 from txl_jax.errors import UserError
 from txl_jax.evaluate_arguments import Arguments
@@ -94,6 +94,7 @@ def run(args: Arguments) -> None:
     """Prints the scores; UserError where there is no model or no text."""
     compilation_cache.keep_programs()
     mesh = sharding.make_mesh()
+    host_memory.keep_freed(mesh)
     trained = load_trained(args.logdir, args.checkpoint, mesh)
     cfg, measure = settings(args, trained.cfg.model), trained.vocab.measure
     batch = args.batch if args.batch is not None else trained.cfg.train.eval_batch

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from txl_jax import compilation_cache, sharding
+from txl_jax import compilation_cache, host_memory, sharding
 from txl_jax.beam import BeamSearch
 from txl_jax.generate_arguments import Arguments
 from txl_jax.generator import TOKENS_AT_ONCE, Drawn, Generator
@@ -58,6 +58,7 @@ def run(args: Arguments) -> None:
     prompt = args.read_prompt()
     compilation_cache.keep_programs()
     mesh = sharding.make_mesh()
+    host_memory.keep_freed(mesh)
     trained = load_trained(args.logdir, args.checkpoint, mesh)
     params, vocab, cfg = trained.params, trained.vocab, trained.cfg.model
     if args.mem_len is not None:

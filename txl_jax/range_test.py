@@ -18,6 +18,7 @@ from tqdm import tqdm
 from txl_jax import (
     compilation_cache,
     distributed,
+    host_memory,
     sharding,
     storage,
     token_files,
@@ -196,6 +197,7 @@ def _find(args: Arguments, out: Path, peers: Peers) -> None:
     if not peers.several:
         compilation_cache.keep_programs()
     mesh = sharding.make_mesh()
+    host_memory.keep_freed(mesh)
     check(args.experiment, mesh)
     tokens = token_files.prepare(args.experiment.data)
     peers.check_same({"token files": tokens.fingerprint})

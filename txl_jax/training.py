@@ -19,6 +19,7 @@ from txl_jax import (
     compilation_cache,
     distributed,
     findings,
+    host_memory,
     metrics,
     preflight,
     refill,
@@ -271,6 +272,7 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
     peers.check_same(local_devices())
     mesh = sharding.make_mesh()
     preflight.check(cfg, mesh)
+    host_memory.keep_freed(mesh)
     peers.connect(mesh)
     if cfg.train.throughput:
         return throughput.run(command.config, cfg, mesh, peers)
