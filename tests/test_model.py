@@ -267,6 +267,29 @@ def test_memory_carries_no_gradient():
         np.testing.assert_array_equal(leaf, 0.0)
 
 
+@pytest.mark.parametrize(
+    "cfg",
+    [POST, PRE, dataclasses.replace(POST, attn_type=1), dataclasses.replace(POST, attn_type=2)],
+    ids=["attn_type=0", "pre_lnorm, untied biases", "attn_type=1", "attn_type=2"],
+)
+def test_what_is_recalled_gives_what_memory_gives(cfg):
+    xl, segments = build(cfg, random_params(cfg)), to_jax(tokens(3 * T)[0]).reshape(B, 3, T)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def outputs(memory: Memory) -> list[list[jax.Array]]:
+        recalled, apart, found = xl.recall(memory, T), xl.recall(memory, T), []
+        for i in range(3):
+            of_memory, memory = xl.hidden(segments[:, i], memory)
+            of_recalled, recalled = xl.hidden(segments[:, i], recalled)
+            of_layers, apart = xl.hidden(segments[:, i], apart, layers=xl.by_layer())
+            found.append([of_memory, of_recalled, of_layers])
+        return found
+
+    for expected, *found in outputs(garbage(cfg, filled=M - 1)):
+        for hidden in found:
+            np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_memory_segments_know_nothing_of_each_other():
     cfg = dataclasses.replace(POST, mem_len=0)
     params = random_params(cfg)

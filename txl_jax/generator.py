@@ -125,9 +125,11 @@ class Generator:
         def draw(log_probs: jax.Array, recent: jax.Array, key: jax.Array) -> jax.Array:
             return sample(discourage(log_probs, recent, sampling), sampling, key)
 
-        def step(params: Any, state: _State) -> tuple[_State, tuple[jax.Array, jax.Array]]:
+        def step(
+            params: Any, layers: list[Any], state: _State
+        ) -> tuple[_State, tuple[jax.Array, jax.Array]]:
             xl: TransformerXL = nnx.merge(graphdef, params)
-            hidden, memory = xl.hidden(state.token[:, None], state.memory)
+            hidden, memory = xl.hidden(state.token[:, None], state.memory, layers=layers)
             log_probs = xl.log_probs(hidden[:, -1])
             keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.drawn)
             token = jax.vmap(draw)(log_probs, state.recent, keys)
@@ -136,12 +138,15 @@ class Generator:
             recent = window[:, window.shape[1] - state.recent.shape[1] :]
             return _State(memory, token, recent, state.keys, state.drawn + 1), (token, own)
 
-        def steps(params: Any, state: _State) -> tuple[_State, Drawn]:
-            state, drawn = jax.lax.scan(lambda s, _: step(params, s), state, length=at_once)
+        def steps(params: Any, layers: list[Any], state: _State) -> tuple[_State, Drawn]:
+            state, drawn = jax.lax.scan(lambda s, _: step(params, layers, s), state, length=at_once)
             return state, Drawn(*(values.T for values in drawn))
 
         self._begin = jax.jit(begin, out_shardings=everywhere)
-        self._steps = jax.jit(steps, out_shardings=everywhere, donate_argnums=1)
+        self._by_layer = jax.jit(
+            lambda params: nnx.merge(graphdef, params).by_layer(), out_shardings=everywhere
+        )
+        self._steps = jax.jit(steps, out_shardings=everywhere, donate_argnums=2)
 
     def __call__(self, params: Any, prompt: np.ndarray, seed: int, tokens: int) -> Iterator[Drawn]:
         """The `tokens` tokens of each sample that follow `prompt` [n ≥ 1], k by k.
@@ -153,10 +158,11 @@ class Generator:
         recent[self._remembered :] = prompt
         recent = recent[len(prompt) :]
         state = self._begin(memory, recent, np.int32(prompt[-1]), jax.random.key(seed))
+        layers = self._by_layer(params)
 
         def dispatched(state: _State) -> Iterator[tuple[int, Drawn]]:
             for left in range(tokens, 0, -self._at_once):
-                state, drawn = self._steps(params, state)
+                state, drawn = self._steps(params, layers, state)
                 yield left, drawn
 
         ahead = itertools.chain(dispatched(state), [(0, None)])

@@ -4,7 +4,7 @@ Letters: B batch, T segment (tgt_len), M memory (mem_len), S = M + T keys, D d_m
 N heads, H d_head, F d_inner, V vocabulary, L layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -266,11 +266,13 @@ class TransformerXL(nnx.Module):
         memory: Memory | Recalled,
         key: jax.Array | None = None,
         sequences: jax.Array | None = None,
+        layers: Sequence[Any] | None = None,
     ) -> tuple[jax.Array, Any]:
         """Output of the last layer [B, T, D] for inputs int32 [B, T], and the next memory.
 
         Args: as a call, but memory may also be what `recall` made of one for segments of this
-          length; so is the next memory then.
+          length; so is the next memory then. layers are parameters as `by_layer` gives them: where
+          a segment is one token, a loop would spend more time on their copies than on products.
         """
         cfg = self.cfg
         recalled = isinstance(memory, Recalled)
@@ -331,11 +333,24 @@ class TransformerXL(nnx.Module):
             biases if cfg.untie_r else None,
             seeds_layers,
         )
-        x, slots = jax.lax.scan(one_layer, x, scanned)
+        if layers is None:
+            x, slots = jax.lax.scan(one_layer, x, scanned)
+        else:
+            each = []
+            for i, weights in enumerate(layers):
+                rest = jax.tree.map(lambda stack, i=i: stack[i], scanned[1:])
+                x, new = one_layer(x, (weights, *rest))
+                each.append(new)
+            slots = jnp.stack(each)
         filled = jnp.minimum(memory.filled + tgt_len, mem_len)
         if recalled:
             return dropout(x, cfg.dropout, seeds_out), Recalled(slots, memory.distances, filled)
         return dropout(x, cfg.dropout, seeds_out), Memory(slots, filled)
+
+    def by_layer(self) -> list[Any]:
+        """The parameters of each layer, an array of their own each."""
+        _, stacked = nnx.split(self.layers)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(self.cfg.n_layer)]
 
     def recall(self, memory: Memory, tgt_len: int) -> Memory | Recalled:
         """What takes the place of `memory` in `hidden` for segments of `tgt_len` tokens.
