@@ -167,13 +167,13 @@ class Evaluator:
 
     def over(self, params: Any, streams: Streams, what: str = "evaluating") -> Score:
         """The score of `params` on streams of this evaluator's batch and tgt_len."""
-        memory = self._begin(params, self._empty())
+        memory = self._start(params)
         found = []
         for i in tqdm(
             range(len(streams)), desc=what, unit="segment", delay=2, leave=False, disable=None
         ):
             if self.reset_every and i % self.reset_every == 0:
-                memory = self._begin(params, self._empty())
+                memory = self._start(params)
             inputs, targets = (
                 jax.make_array_from_process_local_data(self._by_row, rows)
                 for rows in streams.segment(i, self._rows)
@@ -191,3 +191,8 @@ class Evaluator:
         loss = means.pop("loss")
         ranking = Ranking(**means) if means else None
         return Score(loss, streams.n_tokens, ranking, streams.n_context)
+
+    def _start(self, params: Any) -> Any:
+        memory = self._empty()
+        # Where an argument without elements is split, XLA's compiler crashes.
+        return self._begin(params, memory) if recalls(self.cfg) else memory

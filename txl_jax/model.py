@@ -60,8 +60,11 @@ class Recalled(NamedTuple):
 
 
 def recalls(cfg: ModelConfig) -> bool:
-    """Whether `recall` gives a Recalled: in attn_type 2 and 3, keys change as tokens grow older."""
-    return cfg.attn_type in (0, 1)
+    """Whether `recall` gives a Recalled.
+
+    In attn_type 2 and 3 keys change as tokens grow older, and without memory there are none.
+    """
+    return cfg.attn_type in (0, 1) and cfg.mem_len > 0
 
 
 class LayerNorm(nnx.Module):
