@@ -138,7 +138,9 @@ def _attention(cfg: ModelConfig, batch: int, fused: bool) -> Iterator[Kernel]:
     n, keys, c = batch * cfg.tgt_len, cfg.mem_len + cfg.tgt_len, _item(cfg)
     d, w = cfg.d_model, cfg.n_head * cfg.d_head
     yield from _product("attention", "queries", n, d, w, c)
-    yield from _product("attention", "keys and values", batch * keys, d, 2 * w, c)
+    yield from _product("attention", "keys and values", n, d, 2 * w, c)
+    memory = batch * cfg.mem_len
+    yield from _product("attention", "those of memory", memory, d, 2 * w, c, into_input=False)
     # Positions are sinusoids, to which no gradient goes.
     yield from _product("attention", "positions", keys, d, w, c, into_input=False)
     yield from _mix(cfg, batch, fused)

@@ -84,7 +84,8 @@ def test_text_appears_as_it_is_written(shell, trained, monkeypatch, capsys):
     generate.main(["--logdir", LOGDIR, "--tokens", "30", "--temperature", "0"])
     text = written(trained, END, 30, 0, GREEDY).decode("utf-8", "replace")
     assert output.getvalue() == f"{text}\n"
-    assert {text[:n] for n in range(len(text) + 1)} <= set(output.seen)
+    whole = text.rstrip("\ufffd")  # the last byte may begin a character
+    assert {whole[:n] for n in range(len(whole) + 1)} <= set(output.seen)
 
 
 def test_ctrl_c_ends_it(shell, finished):
@@ -186,8 +187,8 @@ def test_a_prompt_from_a_file_or_standard_input(shell, command, trained, tmp_pat
 
 
 def test_beam_search_prints_what_it_finds_with_scores(command, trained):
-    words = ("--prompt", "met ", "--tokens", "20", "--stop", "er ", "--beam", "4", "--groups", "2")
-    table = StopStrings([b"er "]).table(trained.vocab)
+    words = ("--prompt", "met ", "--tokens", "20", "--stop", "r ", "--beam", "4", "--groups", "2")
+    table = StopStrings([b"r "]).table(trained.vocab)
     search = BeamSearch(trained.cfg.model, tiny.one_device(), Beam(4, 2), table)
     found = search(trained.params, trained.vocab.encode(b"met "), 20)
     assert {h.reason for h in found} == {"stop", "length"}, "both should be seen here"
@@ -195,7 +196,7 @@ def test_beam_search_prints_what_it_finds_with_scores(command, trained):
     expected, facts = "", []
     for number, h in enumerate(found, 1):
         text = trained.vocab.decode(h.tokens).decode("utf-8", "replace")
-        text = text.split("er ")[0]
+        text = text.split("r ")[0]
         expected += (
             f"--- hypothesis {number} of 4, group {h.group}, {h.score:.4f} for each token "
             f"({h.reason}) ---\nmet {text}\n"

@@ -29,8 +29,9 @@ def utilization(cfg: ModelConfig, tokens_per_sec: float, mesh: Mesh) -> float | 
 def train_flops_per_token(cfg: ModelConfig) -> float:
     """FLOPs of matrix products to train on one token: forward, and twice that backward.
 
-    Keys and values of memory are counted, since each segment computes them anew; recomputation
-    (remat) is not.
+    Keys and values of memory are counted, since each segment computes them anew, but nothing goes
+    back through them, unless learned positions were added (attn_type 3). Recomputation (remat) is
+    not counted.
     """
     tgt_len, keys = cfg.tgt_len, cfg.mem_len + cfg.tgt_len
     width = cfg.n_head * cfg.d_head
@@ -43,4 +44,5 @@ def train_flops_per_token(cfg: ModelConfig) -> float:
     per_token = cfg.n_layer * per_segment / tgt_len + 2 * d_embed * cfg.n_token
     if d_embed != cfg.d_model:
         per_token += 2 * 2 * cfg.d_model * d_embed
-    return 3 * per_token
+    into_memory = 0 if cfg.attn_type == 3 else 2 * cfg.d_model * width * 2 * cfg.mem_len
+    return 3 * per_token - cfg.n_layer * into_memory / tgt_len

@@ -134,13 +134,14 @@ class Layer(nnx.Module):
 
     def keys_values(self, x: jax.Array) -> jax.Array:
         """Keys and values [B, S, 2, N, H] of inputs [B, S, D]."""
-        with jax.named_scope("keys_values"):
+        with jax.named_scope("attention"):
             x = self.norm_attention(x) if self.cfg.pre_lnorm else x
             return jnp.einsum("BSD,DCNH->BSCNH", x, self.w_kv[...].astype(x.dtype))
 
     def distances(self, positions: jax.Array) -> jax.Array:
         """Keys [S, N, H] of distances with the embeddings [S, D]."""
-        return jnp.einsum("SD,DNH->SNH", positions, self.w_r[...].astype(positions.dtype))
+        with jax.named_scope("attention"):
+            return jnp.einsum("SD,DNH->SNH", positions, self.w_r[...].astype(positions.dtype))
 
     def _attend(self, x, older, distances, biases, seen, seeds_weights, seeds_output):
         cfg, dtype = self.cfg, x.dtype
