@@ -151,7 +151,7 @@ class Layer(nnx.Module):
             normal = cfg.pre_lnorm and cfg.attn_type not in (2, 3)
             asking = self.norm_attention(x) if normal else x
             q = jnp.einsum("BTD,DNH->BTNH", asking, self.w_q[...].astype(dtype))
-            # Memory has had its own product, as nothing goes back through it.
+            # Memory has had its own product: nothing goes back through what earlier segments left.
             newer = self.keys_values(x)
             both = jnp.concatenate([older, newer], axis=1)
             k, v = both[:, :, 0], both[:, :, 1]

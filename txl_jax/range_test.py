@@ -198,6 +198,7 @@ def _find(args: Arguments, out: Path, peers: Peers) -> None:
         compilation_cache.keep_programs()
     mesh = sharding.make_mesh()
     host_memory.keep_freed(mesh)
+    peers.connect(mesh)
     check(args.experiment, mesh)
     tokens = token_files.prepare(args.experiment.data)
     peers.check_same({"token files": tokens.fingerprint})
