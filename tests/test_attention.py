@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from txl_jax.attention import relative_attention, shift, sinusoid, visible
+from txl_jax.dropout import dropout
 
 
 class Arguments(NamedTuple):
@@ -145,6 +146,42 @@ def test_gradients_are_those_of_the_literal_one(filled, same_length, clamp_len):
                 ends.append(literal_loss(a._replace(**{name: moved})))
             slopes[place] = (ends[0] - ends[1]) / (2 * step)
         np.testing.assert_allclose(got, slopes, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-5), (jnp.bfloat16, 0.06)])
+def test_gradients_with_dropatt_are_those_that_jax_finds_itself(dtype, tolerance):
+    a = arguments(batch=3, tgt_len=4, mem_len=5, n_head=2, d_head=6, d_model=4)
+    seeds, weight = jnp.asarray([5, 6], jnp.uint32), np.float32(np.random.default_rng(1).random())
+
+    def loss(a: Arguments) -> jax.Array:
+        return (attend(a, 4, dropatt=0.4, seeds=seeds).astype(jnp.float32) ** 2 * weight).sum()
+
+    def plain_loss(a: Arguments) -> jax.Array:
+        q, k, v, w_r, r_w_bias, r_r_bias = a
+        r = jnp.einsum("SD,DNH->SNH", sinusoid(9, 4, -1), w_r)
+        position = jnp.einsum("BTNH,SNH->BNTS", q + r_r_bias, r)
+        score = jnp.einsum("BTNH,BSNH->BNTS", q + r_w_bias, k) + shift(position)
+        mask = visible(4, 5, jnp.asarray(4), same_length=False).mask
+        probability = jax.nn.softmax(jnp.where(mask, score / np.float32(6**0.5), -jnp.inf))
+        out = jnp.einsum("BNTS,BSNH->BTNH", dropout(probability, 0.4, seeds), v)
+        return (out**2 * weight).sum()
+
+    a = converted(converted(a, dtype))  # the same numbers, as far as the type has them
+    got = jax.jit(jax.grad(loss))(converted(a, dtype))
+    for name, expected in jax.grad(plain_loss)(a)._asdict().items():
+        size = abs(expected).max()
+        found = np.asarray(getattr(got, name), np.float32)
+        np.testing.assert_allclose(found, expected, atol=tolerance * size, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype, kept", [(jnp.float32, []), (jnp.bfloat16, [jnp.bfloat16])])
+def test_the_backward_pass_has_no_float32_scores_kept_for_it(dtype, kept):
+    a = converted(arguments(batch=3, tgt_len=4, mem_len=5, n_head=2, d_head=6), dtype)
+    seeds = jnp.asarray([5, 6], jnp.uint32)
+    _, backward = jax.vjp(lambda a: attend(a, 4, dropatt=0.4, seeds=seeds), a)
+    large = [array for array in jax.tree.leaves(backward) if array.size >= 3 * 2 * 4 * 9]
+    assert [array.dtype for array in large if array.shape == (3, 2, 4, 9)] == kept
+    assert {array.shape for array in large} <= {(3, 2, 4, 9), a.k.shape}
 
 
 @given(st.integers(1, 7), st.integers(0, 7), st.sampled_from([(), (2,), (2, 3)]))

@@ -4,6 +4,8 @@ Letters: B batch, T segment, M memory, S = M + T keys, N heads, H d_head, D d_mo
 learned table.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -117,9 +119,11 @@ def relative_attention(
 
         _, filled, same_length = seen
         return fused_attention(q, k, v, r, r_w_bias, r_r_bias, filled, same_length, dropatt, seeds)
-    with jax.named_scope("scores"):
-        score = _content(q + r_w_bias, k) + shift(_position(q + r_r_bias, r))
-    return _mix(score, v, seen, dropatt, seeds)
+
+    def scores(q, k, r, r_w_bias, r_r_bias):
+        return _content(q + r_w_bias, k) + shift(_position(q + r_r_bias, r))
+
+    return _attend(scores, (q, k, r, r_w_bias, r_r_bias), v, seen, dropatt, seeds)
 
 
 def learned_attention(
@@ -142,10 +146,12 @@ def learned_attention(
       r_w_bias: [N, H].
       r_bias: float32 [S, N], what a distance adds to the score of any two tokens.
     """
-    with jax.named_scope("scores"):
+
+    def scores(q, k, r_emb, r_w_bias, r_bias):
         position = _position(q, r_emb) + r_bias.T[:, None, :]
-        score = _content(q + r_w_bias, k) + shift(position)
-    return _mix(score, v, seen, dropatt, seeds)
+        return _content(q + r_w_bias, k) + shift(position)
+
+    return _attend(scores, (q, k, r_emb, r_w_bias, r_bias), v, seen, dropatt, seeds)
 
 
 def absolute_attention(
@@ -157,9 +163,7 @@ def absolute_attention(
     seeds: jax.Array | None = None,
 ) -> jax.Array:
     """`relative_attention` without distances: score = q·k / sqrt(H) (Vaswani et al. 2017)."""
-    with jax.named_scope("scores"):
-        score = _content(q, k)
-    return _mix(score, v, seen, dropatt, seeds)
+    return _attend(_content, (q, k), v, seen, dropatt, seeds)
 
 
 def _content(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -170,16 +174,63 @@ def _position(q: jax.Array, r: jax.Array) -> jax.Array:
     return jnp.einsum("BTNH,SNH->BNTS", q, r, preferred_element_type=jnp.float32)
 
 
+def _attend(
+    scores: Callable[..., jax.Array],
+    operands: tuple[jax.Array, ...],
+    v: jax.Array,
+    seen: Seen,
+    dropatt: float,
+    seeds: jax.Array | None,
+) -> jax.Array:
+    """Values [B, T, N, H] weighted by `scores(*operands)`, float32 [B, N, T, S], over sqrt(H).
+
+    The backward pass has the weights in 16 bits kept for it. In float32 it computes them again:
+    CPUs do that in less time than it takes to write them into memory and read them back.
+    """
+
+    def attend(operands, v, mask, seeds):
+        with jax.named_scope("scores"):
+            score = scores(*operands)
+        return _mix(dropatt, score, v, mask, seeds)
+
+    if v.dtype.itemsize > 2:
+        # Layers are a loop: the compiler cannot find that both passes compute the same.
+        attend = jax.checkpoint(attend, prevent_cse=False)
+    return attend(operands, v, seen.mask, seeds)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(
-    score: jax.Array, v: jax.Array, seen: Seen, dropatt: float, seeds: jax.Array | None
+    dropatt: float, score: jax.Array, v: jax.Array, mask: jax.Array, seeds: jax.Array | None
 ) -> jax.Array:
     """Values [B, T, N, H] weighted by scores, float32 [B, N, T, S], not yet divided by sqrt(H)."""
+    return _mix_forward(dropatt, score, v, mask, seeds)[0]
+
+
+def _mix_forward(dropatt, score, v, mask, seeds):
     with jax.named_scope("softmax"):
-        score = jnp.where(seen.mask, score * (v.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
+        score = jnp.where(mask, score * (v.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
         weight = jax.nn.softmax(score, axis=-1).astype(v.dtype)
-        weight = dropout(weight, dropatt, seeds)
     with jax.named_scope("values"):
-        return jnp.einsum("BNTS,BSNH->BTNH", weight, v)
+        mixed = jnp.einsum("BNTS,BSNH->BTNH", dropout(weight, dropatt, seeds), v)
+    return mixed, (weight, v, seeds)
+
+
+def _mix_backward(dropatt, kept, d_mixed):
+    weight, v, seeds = kept
+    with jax.named_scope("values"):
+        d_v = jnp.einsum("BNTS,BTNH->BSNH", dropout(weight, dropatt, seeds), d_mixed)
+        d_weight = jnp.einsum("BTNH,BSNH->BNTS", d_mixed, v)
+    with jax.named_scope("softmax"):
+        # Dropout is linear, and its own transpose. A weight of what is not seen is 0.
+        d_weight = dropout(d_weight, dropatt, seeds).astype(jnp.float32)
+        wide = weight.astype(jnp.float32)
+        mean = (wide * d_weight).sum(-1, keepdims=True)
+        d_score = wide * (d_weight - mean) * (v.shape[-1] ** -0.5)
+    return d_score, d_v, None, None
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
 def _has_kernel(q: jax.Array) -> bool:
