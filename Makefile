@@ -23,9 +23,10 @@ cloud: $(VENV)/installed-dev ## start a cloud on this machine to try the launche
 	$(BIN)/python -m tests.cloud
 
 # A file's tests share what they compile and the runs that they look at, so files are dealt out whole;
-# in their order, as those with the fewest tests are not the quickest.
+# in their order, as those with the fewest tests are not the quickest. Tests wait at times, for
+# processes and for what does not answer: there is one worker more than cores, eight at most.
 test: $(VENV)/installed-dev ## run the tests, on several cores
-	$(BIN)/python -m pytest -q -m '$(WHICH)' -n auto --maxprocesses 8 --dist loadfile \
+	$(BIN)/python -m pytest -q -m '$(WHICH)' -n $$(($$(nproc) + 1)) --maxprocesses 8 --dist loadfile \
 		--no-loadscope-reorder $(TESTS)
 
 test-cloud: $(VENV)/installed-dev ## test the launcher, on a cloud of this machine; needs root, sshd and tmux

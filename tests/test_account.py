@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import pytest
 
+from tests.layouts import QUICKLY
 from tests.tiny import ROOT, one_line
 from txl_jax import account, config, sharding
 from txl_jax.account import Account
@@ -51,7 +52,7 @@ def program(devices: int) -> None:
 def command(*words: str) -> tuple[int, str, str]:
     """Status, output and error output of `python …`."""
     done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        [sys.executable, *words], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"} | QUICKLY,
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr

@@ -89,7 +89,9 @@ def calls(bucket: Bucket, folder: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("mode", ["refuse", "slow-down", "error", "denied"])
+@pytest.mark.parametrize(
+    "mode", ["refuse", pytest.param("slow-down", marks=pytest.mark.slow), "error", "denied"]
+)
 def test_every_fault_is_an_oserror_of_one_line(s3, bucket, mode, tmp_path):
     bucket.write("a", b"1")
     s3.proxy.mode = mode
@@ -104,6 +106,7 @@ def test_every_fault_is_an_oserror_of_one_line(s3, bucket, mode, tmp_path):
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.slow
 def test_nothing_answers(s3, bucket):
     s3.proxy.mode = "hang"
     with pytest.raises(OSError, match=r"[Tt]imeout"):

@@ -148,6 +148,7 @@ def test_a_program_that_was_written_by_half_is_compiled_anew(home, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_the_next_start_has_them_and_learns_the_same_bit_for_bit(shell: Shell, tmp_path: Path):
     environment = os.environ | {

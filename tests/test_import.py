@@ -90,7 +90,10 @@ def test_losses_are_those_of_the_program_that_made_the_weights(name, tmp_path):
     assert np.abs(other - expected["loss"][0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["original_module_legacy.pt", "hugging_face_other"])
+@pytest.mark.parametrize(
+    "name",
+    ["original_module_legacy.pt", pytest.param("hugging_face_other", marks=pytest.mark.slow)],
+)
 def test_the_commands_work_on_it(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").mkdir()

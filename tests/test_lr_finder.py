@@ -102,6 +102,7 @@ def towards(fraction: np.float32, old: np.ndarray, new: jax.Array) -> np.ndarray
     return old + fraction * (np.asarray(new) - old)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_the_train_step_at_growing_rates(cfg):
     """Over more than one epoch, with memory, dropout and clipping as in training."""
     mesh, tokens = tiny.one_device(), token_files.prepare(cfg.data)

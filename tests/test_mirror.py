@@ -93,7 +93,10 @@ def test_a_growing_file(s3, spool):
     assert s3.contents()["log"] == line * 2000
 
 
-@pytest.mark.parametrize("mode", ["refuse", "hang", "cut", "slow-down", "error", "denied"])
+@pytest.mark.parametrize(
+    "mode",
+    ["refuse", pytest.param("hang", marks=pytest.mark.slow), "cut", "slow-down", "error", "denied"],
+)
 def test_an_outage(s3, spool, mode, capsys):
     """Work goes on during it, all arrives after it, and it is said twice."""
     begins, ends = ("refuses", "takes files again") if mode == "denied" else ("is away", "is back")

@@ -258,6 +258,7 @@ def half(shell: Shell, compiled: None) -> Path:
     return logdir
 
 
+@pytest.mark.slow
 def test_the_scale_and_the_plateau_outlive_a_stop(shell, half, compiled, monkeypatch):
     monkeypatch.chdir(shell.home)
     logdir = shell.home / "runs" / "half-stopped"

@@ -215,7 +215,7 @@ CORPORA = {
 }
 
 
-@pytest.fixture(params=CORPORA)
+@pytest.fixture(params=["sentences", pytest.param("skip_files", marks=pytest.mark.slow)])
 def corpus(request, shell, compiled, any_size, monkeypatch) -> list[str]:
     """Words that name a corpus that is not simply read from its beginning; it is prepared."""
     monkeypatch.chdir(shell.home)
@@ -318,6 +318,7 @@ def in_two_processes(shell: tiny.Shell, words: list[str]) -> list[str]:
     return outputs
 
 
+@pytest.mark.slow
 def test_other_parts_of_the_batch_change_nothing(shell, compiled, monkeypatch, capsys):
     monkeypatch.chdir(shell.home)
     words = [*SHORT, "--eval-every", "100", "--max-tokens", str(14 * 8 * TGT_LEN)]

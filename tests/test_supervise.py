@@ -160,6 +160,7 @@ def test_an_abort_is_the_loss_of_the_coordinator_if_that_is_gone(start):
     assert parent.end() == (75, "", "lost: process 0, the coordinator at 127.0.0.1:9\n")
 
 
+@pytest.mark.slow
 def test_a_trainer_that_stands_still_is_killed_but_not_one_that_goes_on(start):
     still, going = start(0, "wait"), start(0, "wait")
     children = still.child(), going.child()

@@ -293,6 +293,7 @@ def test_the_loop_is_these_steps(shell, other, compiled):
     assert validated == pytest.approx(evaluator(state.params, splits["valid"][:20]).loss)
 
 
+@pytest.mark.slow
 def test_waiting_for_a_slow_stream_is_logged(shell, compiled, monkeypatch):
     monkeypatch.chdir(shell.home)
     logdir, steps, waiting = shell.home / "runs" / "slow-stream", 6, threading.Event()

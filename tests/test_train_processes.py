@@ -128,9 +128,8 @@ def test_no_checkpoint_comes_of_a_step_in_which_a_process_was_lost(shell, tmp_pa
         assert info["step"] == saved.step
 
 
-@pytest.mark.parametrize(
-    "where", ["validation", pytest.param("final evaluation", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["validation", "final evaluation"])
 def test_sigterm_in_an_evaluation_ends_all_at_once(shell, long_text, tmp_path, where):
     every, tokens = (1, 0) if where == "validation" else (2, 64)
     words = ["--logdir", str(tmp_path / "run"), "--sample-tokens", "0", "--log-every", "1"]
