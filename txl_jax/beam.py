@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 
 from txl_jax import sharding
 from txl_jax.config import ModelConfig
+from txl_jax.decoder import Cache, Decoder, FixedLayer
 from txl_jax.decoding import Beam
 from txl_jax.generator import TOKENS_AT_ONCE, PromptReader, take_streams
-from txl_jax.model import Memory, Recalled, TransformerXL, abstract
+from txl_jax.model import Memory, TransformerXL, abstract
 from txl_jax.stops import ENDED
 
 
@@ -172,35 +173,43 @@ class BeamSearch:
         everywhere = sharding.repeated(mesh)
         self._beam = beam
         self._table = jax.device_put(table, everywhere)
-        self._read_prompt = PromptReader(cfg, mesh)
+        decoder = Decoder(cfg, TOKENS_AT_ONCE)
+        self._read_prompt = PromptReader(cfg, mesh, decoder)
 
-        def begin(memory: Memory | Recalled, token: jax.Array) -> tuple[Any, Beams]:
-            streams = take_streams(memory, jnp.zeros(beam.beam, jnp.int32))
+        def begin(cache: Cache | Memory, token: jax.Array) -> tuple[Any, Beams]:
+            streams = take_streams(cache, jnp.zeros(beam.beam, jnp.int32))
             return streams, Beams.start(beam, token)
 
-        def steps(params: Any, state: tuple[Any, Beams], table: jax.Array):
+        def steps(
+            params: Any, layers: list[FixedLayer], state: tuple[Any, Beams], table: jax.Array
+        ):
             def step(state: tuple[Any, Beams], _: None) -> tuple[tuple[Any, Beams], Step]:
                 xl: TransformerXL = nnx.merge(graphdef, params)
-                memory, beams = state
-                hidden, memory = xl.hidden(beams.token[:, None], memory)
-                beams, done = grow(beams, xl.log_probs(hidden[:, -1]), beam, table)
-                return (take_streams(memory, done.going.parent), beams), done
+                cache, beams = state
+                hidden, cache = decoder.read(xl, layers, cache, beams.token)
+                beams, done = grow(beams, xl.log_probs(hidden), beam, table)
+                return (take_streams(cache, done.going.parent), beams), done
 
-            return jax.lax.scan(step, state, length=TOKENS_AT_ONCE)
+            cache, beams = state
+            return jax.lax.scan(step, (decoder.make_room(cache), beams), length=TOKENS_AT_ONCE)
 
         self._begin = jax.jit(begin, out_shardings=everywhere)
-        self._steps = jax.jit(steps, out_shardings=everywhere, donate_argnums=1)
+        self._fix = jax.jit(
+            lambda params: decoder.fix(nnx.merge(graphdef, params)), out_shardings=everywhere
+        )
+        self._steps = jax.jit(steps, out_shardings=everywhere, donate_argnums=2)
 
     def __call__(self, params: Any, prompt: np.ndarray, tokens: int) -> list[Hypothesis]:
         """The best continuations of `prompt` [n ≥ 1] by `tokens` tokens or fewer, the best first.
 
         There are K of them, unless there are not as many texts of this length.
         """
-        memory = self._read_prompt(params, prompt)
-        state = self._begin(memory, np.int32(prompt[-1]))
+        layers = self._fix(params)
+        cache = self._read_prompt(params, layers, prompt)
+        state = self._begin(cache, np.int32(prompt[-1]))
         parts: list[Step] = []
         for _ in range(0, tokens, TOKENS_AT_ONCE):
-            state, done = self._steps(params, state, self._table)
+            state, done = self._steps(params, layers, state, self._table)
             parts.append(jax.device_get(done))
             if not (parts[-1].going.score[-1] > -np.inf).any():
                 break

@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from txl_jax import sharding
 from txl_jax.config import ModelConfig
+from txl_jax.decoder import Cache, Decoder, FixedLayer
 from txl_jax.decoding import Sampling
-from txl_jax.model import Memory, Recalled, TransformerXL, abstract
+from txl_jax.model import Memory, TransformerXL, abstract
 from txl_jax.sampling import discourage, sample
 
 TOKENS_AT_ONCE = 16
@@ -24,44 +25,54 @@ TOKENS_AT_ONCE = 16
 
 
 class PromptReader:
-    """Reads a prompt into memory, a segment of tgt_len tokens at a time, the rest one by one."""
+    """Reads a prompt, a segment of tgt_len tokens at a time, the rest one by one."""
 
-    def __init__(self, cfg: ModelConfig, mesh: Mesh):
+    def __init__(self, cfg: ModelConfig, mesh: Mesh, decoder: Decoder):
         graphdef, _ = abstract(cfg)
-        self._tgt_len = cfg.tgt_len
+        self._tgt_len, self._room = cfg.tgt_len, decoder.room
         everywhere = sharding.repeated(mesh)
 
-        def read(params: Any, memory: Any, inputs: jax.Array) -> Any:
+        def read_segment(params: Any, memory: Memory, inputs: jax.Array) -> Memory:
             xl: TransformerXL = nnx.merge(graphdef, params)
             return xl.hidden(inputs, memory)[1]
 
-        def recall(params: Any, memory: Memory) -> Memory | Recalled:
-            return nnx.merge(graphdef, params).recall(memory, 1)
+        def begin(params: Any, memory: Memory) -> Cache | Memory:
+            return decoder.begin(nnx.merge(graphdef, params), memory)
+
+        def read(params: Any, layers: list[FixedLayer], cache: Any, token: jax.Array) -> Any:
+            return decoder.read(nnx.merge(graphdef, params), layers, cache, token)[1]
 
         self._empty = jax.jit(lambda: Memory.empty(cfg, batch=1), out_shardings=everywhere)
-        self._read = jax.jit(read, out_shardings=everywhere, donate_argnums=1)
-        self._recall = jax.jit(recall, out_shardings=everywhere)
+        self._read_segment = jax.jit(read_segment, out_shardings=everywhere, donate_argnums=1)
+        self._begin = jax.jit(begin, out_shardings=everywhere)
+        self._make_room = jax.jit(decoder.make_room, out_shardings=everywhere)
+        self._read = jax.jit(read, out_shardings=everywhere, donate_argnums=2)
 
-    def __call__(self, params: Any, prompt: np.ndarray) -> Memory | Recalled:
-        """Memory of one stream after all of prompt [n ≥ 1] but its last token.
+    def __call__(self, params: Any, layers: list[FixedLayer], prompt: np.ndarray) -> Cache | Memory:
+        """The cache of one stream after all of prompt [n ≥ 1] but its last token.
 
-        As `TransformerXL.recall` makes it for segments of one token.
+        `layers`: the parameters once more, as `Decoder.fix` gives them.
         """
         memory = self._empty()
-        inputs = np.asarray(prompt, np.int32)[None, :]
-        whole = (inputs.shape[1] - 1) // self._tgt_len * self._tgt_len
+        tokens = np.asarray(prompt, np.int32)[None, :-1]
+        whole = tokens.shape[1] // self._tgt_len * self._tgt_len
         for start in range(0, whole, self._tgt_len):
-            memory = self._read(params, memory, inputs[:, start : start + self._tgt_len])
-        memory = self._recall(params, memory)
-        for at in range(whole, inputs.shape[1] - 1):
-            memory = self._read(params, memory, inputs[:, at : at + 1])
-        return memory
+            segment = tokens[:, start : start + self._tgt_len]
+            memory = self._read_segment(params, memory, segment)
+        cache = self._begin(params, memory)
+        for i, token in enumerate(tokens[:, whole:].T):
+            if i % self._room == 0:
+                cache = self._make_room(cache)
+            cache = self._read(params, layers, cache, token)
+        return cache
 
 
-def take_streams(memory: Any, rows: jax.Array) -> Any:
-    """Memory, or Recalled, whose stream i is what stream rows[i] of `memory` was."""
-    of_streams, *rest = memory
-    return type(memory)(of_streams[:, rows], *rest)
+def take_streams(cache: Cache | Memory, rows: jax.Array) -> Any:
+    """The cache, or Memory, whose stream i is what stream rows[i] of `cache` was."""
+    if isinstance(cache, Memory):
+        return cache._replace(hidden=cache.hidden[:, rows])
+    keys, values = jax.tree.map(lambda slots: slots[rows], (cache.keys, cache.values))
+    return cache._replace(keys=keys, values=values)
 
 
 class Drawn(NamedTuple):
@@ -76,9 +87,9 @@ class Drawn(NamedTuple):
 class _State(NamedTuple):
     """Where N samples stand."""
 
-    memory: Memory | Recalled
+    cache: Cache | Memory
     token: jax.Array
-    """int32 [N]: the newest token, not yet in memory."""
+    """int32 [N]: the newest token, not yet read."""
     recent: jax.Array
     """int32 [N, W]: what `discourage` has to know."""
     keys: jax.Array
@@ -108,14 +119,15 @@ class Generator:
         sampling.check()
         graphdef, _ = abstract(cfg)
         everywhere = sharding.repeated(mesh)
-        self._read_prompt = PromptReader(cfg, mesh)
+        decoder = Decoder(cfg, at_once)
+        self._read_prompt = PromptReader(cfg, mesh, decoder)
         self._n_token, self._remembered, self._at_once = cfg.n_token, sampling.remembered, at_once
 
         def begin(
-            memory: Memory | Recalled, recent: jax.Array, token: jax.Array, key: jax.Array
+            cache: Cache | Memory, recent: jax.Array, token: jax.Array, key: jax.Array
         ) -> _State:
             return _State(
-                take_streams(memory, jnp.zeros(samples, jnp.int32)),
+                take_streams(cache, jnp.zeros(samples, jnp.int32)),
                 jnp.full(samples, token),
                 jnp.tile(recent, (samples, 1)),
                 jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(samples)),
@@ -126,25 +138,26 @@ class Generator:
             return sample(discourage(log_probs, recent, sampling), sampling, key)
 
         def step(
-            params: Any, layers: list[Any], state: _State
+            params: Any, layers: list[FixedLayer], state: _State
         ) -> tuple[_State, tuple[jax.Array, jax.Array]]:
             xl: TransformerXL = nnx.merge(graphdef, params)
-            hidden, memory = xl.hidden(state.token[:, None], state.memory, layers=layers)
-            log_probs = xl.log_probs(hidden[:, -1])
+            hidden, cache = decoder.read(xl, layers, state.cache, state.token)
+            log_probs = xl.log_probs(hidden)
             keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.drawn)
             token = jax.vmap(draw)(log_probs, state.recent, keys)
             own = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
             window = jnp.concatenate([state.recent, token[:, None]], axis=1)
             recent = window[:, window.shape[1] - state.recent.shape[1] :]
-            return _State(memory, token, recent, state.keys, state.drawn + 1), (token, own)
+            return _State(cache, token, recent, state.keys, state.drawn + 1), (token, own)
 
-        def steps(params: Any, layers: list[Any], state: _State) -> tuple[_State, Drawn]:
+        def steps(params: Any, layers: list[FixedLayer], state: _State) -> tuple[_State, Drawn]:
+            state = state._replace(cache=decoder.make_room(state.cache))
             state, drawn = jax.lax.scan(lambda s, _: step(params, layers, s), state, length=at_once)
             return state, Drawn(*(values.T for values in drawn))
 
         self._begin = jax.jit(begin, out_shardings=everywhere)
-        self._by_layer = jax.jit(
-            lambda params: nnx.merge(graphdef, params).by_layer(), out_shardings=everywhere
+        self._fix = jax.jit(
+            lambda params: decoder.fix(nnx.merge(graphdef, params)), out_shardings=everywhere
         )
         self._steps = jax.jit(steps, out_shardings=everywhere, donate_argnums=2)
 
@@ -153,12 +166,12 @@ class Generator:
 
         The same seed gives the same ones. While the host looks at some, the next are computed.
         """
-        memory = self._read_prompt(params, prompt)
+        layers = self._fix(params)
+        cache = self._read_prompt(params, layers, prompt)
         recent = np.full(self._remembered + len(prompt), self._n_token, np.int32)
         recent[self._remembered :] = prompt
         recent = recent[len(prompt) :]
-        state = self._begin(memory, recent, np.int32(prompt[-1]), jax.random.key(seed))
-        layers = self._by_layer(params)
+        state = self._begin(cache, recent, np.int32(prompt[-1]), jax.random.key(seed))
 
         def dispatched(state: _State) -> Iterator[tuple[int, Drawn]]:
             for left in range(tokens, 0, -self._at_once):

@@ -4,7 +4,7 @@ Letters: B batch, T segment (tgt_len), M memory (mem_len), S = M + T keys, D d_m
 N heads, H d_head, F d_inner, V vocabulary, L layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +130,16 @@ class Layer(nnx.Module):
         if seeds is not None:
             own = [seeds_of(seed, sequences) for seed in seeds]
         x, newer = self._attend(x, older, distances, biases, seen, own[0], own[1])
-        return self._feed_forward(x, own[2], own[3]), newer
+        return self.feed_forward(x, own[2], own[3]), newer
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        """Queries [B, T, N, H] of inputs [B, T, D]."""
+        with jax.named_scope("attention"):
+            # With pre_lnorm, queries of attn_type 2 and 3 are made of what is not normalised: so
+            # does the original.
+            normal = self.cfg.pre_lnorm and self.cfg.attn_type not in (2, 3)
+            asking = self.norm_attention(x) if normal else x
+            return jnp.einsum("BTD,DNH->BTNH", asking, self.w_q[...].astype(x.dtype))
 
     def keys_values(self, x: jax.Array) -> jax.Array:
         """Keys and values [B, S, 2, N, H] of inputs [B, S, D]."""
@@ -144,21 +153,21 @@ class Layer(nnx.Module):
             return jnp.einsum("SD,DNH->SNH", positions, self.w_r[...].astype(positions.dtype))
 
     def _attend(self, x, older, distances, biases, seen, seeds_weights, seeds_output):
-        cfg, dtype = self.cfg, x.dtype
+        # Memory has had its own product: nothing goes back through what earlier segments left.
+        q, newer = self.queries(x), self.keys_values(x)
         with jax.named_scope("attention"):
-            # With pre_lnorm, queries of attn_type 2 and 3 are made of what is not normalised: so
-            # does the original.
-            normal = cfg.pre_lnorm and cfg.attn_type not in (2, 3)
-            asking = self.norm_attention(x) if normal else x
-            q = jnp.einsum("BTD,DNH->BTNH", asking, self.w_q[...].astype(dtype))
-            # Memory has had its own product: nothing goes back through what earlier segments left.
-            newer = self.keys_values(x)
             both = jnp.concatenate([older, newer], axis=1)
             k, v = both[:, :, 0], both[:, :, 1]
-            mixed = self._mix(q, k, v, distances, biases, seen, cfg.dropatt, seeds_weights)
-            out = jnp.einsum("BTNH,NHD->BTD", mixed, self.w_o[...].astype(dtype))
-            out = x + dropout(out, cfg.dropout, seeds_output)
-            return out if cfg.pre_lnorm else self.norm_attention(out), newer
+            mixed = self._mix(q, k, v, distances, biases, seen, self.cfg.dropatt, seeds_weights)
+        return self.attended(x, mixed, seeds_output), newer
+
+    def attended(self, x: jax.Array, mixed: jax.Array, seeds: jax.Array | None = None) -> jax.Array:
+        """Inputs x [B, T, D] with what attention found, values [B, T, N, H], added to them."""
+        cfg = self.cfg
+        with jax.named_scope("attention"):
+            out = jnp.einsum("BTNH,NHD->BTD", mixed, self.w_o[...].astype(x.dtype))
+            out = x + dropout(out, cfg.dropout, seeds)
+            return out if cfg.pre_lnorm else self.norm_attention(out)
 
     def _mix(self, q, k, v, distances, biases, *masks):
         cfg, dtype = self.cfg, q.dtype
@@ -171,7 +180,13 @@ class Layer(nnx.Module):
             return attention.learned_attention(q, k, v, r_emb, r_w_bias, r_bias, *masks)
         return attention.absolute_attention(q, k, v, *masks)
 
-    def _feed_forward(self, x, seeds_inner, seeds_output):
+    def feed_forward(
+        self,
+        x: jax.Array,
+        seeds_inner: jax.Array | None = None,
+        seeds_output: jax.Array | None = None,
+    ) -> jax.Array:
+        """Output of the layer [B, T, D] for what attention gave, [B, T, D]."""
         cfg, dtype = self.cfg, x.dtype
         with jax.named_scope("feed_forward"):
             inner = self.norm_feed_forward(x) if cfg.pre_lnorm else x
@@ -270,13 +285,11 @@ class TransformerXL(nnx.Module):
         memory: Memory | Recalled,
         key: jax.Array | None = None,
         sequences: jax.Array | None = None,
-        layers: Sequence[Any] | None = None,
     ) -> tuple[jax.Array, Any]:
         """Output of the last layer [B, T, D] for inputs int32 [B, T], and the next memory.
 
         Args: as a call, but memory may also be what `recall` made of one for segments of this
-          length; so is the next memory then. layers are parameters as `by_layer` gives them: where
-          a segment is one token, a loop would spend more time on their copies than on products.
+          length; so is the next memory then.
         """
         cfg = self.cfg
         recalled = isinstance(memory, Recalled)
@@ -298,12 +311,9 @@ class TransformerXL(nnx.Module):
                 x = x + added[0, mem_len:]
             x = dropout(x, cfg.dropout, seeds_in)
             if cfg.attn_type == 0:
-                positions = self._positions(mem_len + tgt_len)
+                positions = self.positions(mem_len + tgt_len)
                 positions = dropout(positions, cfg.dropout, seed_positions)
-                biases = (
-                    self.r_w_bias[...].astype(cfg.dtype),
-                    self.r_r_bias[...].astype(cfg.dtype),
-                )
+                biases = self.biases()
         seen = attention.visible(tgt_len, mem_len, memory.filled, cfg.same_length)
         graphdef, stacked = nnx.split(self.layers)
 
@@ -337,24 +347,11 @@ class TransformerXL(nnx.Module):
             biases if cfg.untie_r else None,
             seeds_layers,
         )
-        if layers is None:
-            x, slots = jax.lax.scan(one_layer, x, scanned)
-        else:
-            each = []
-            for i, weights in enumerate(layers):
-                rest = jax.tree.map(lambda stack, i=i: stack[i], scanned[1:])
-                x, new = one_layer(x, (weights, *rest))
-                each.append(new)
-            slots = jnp.stack(each)
+        x, slots = jax.lax.scan(one_layer, x, scanned)
         filled = jnp.minimum(memory.filled + tgt_len, mem_len)
         if recalled:
             return dropout(x, cfg.dropout, seeds_out), Recalled(slots, memory.distances, filled)
         return dropout(x, cfg.dropout, seeds_out), Memory(slots, filled)
-
-    def by_layer(self) -> list[Any]:
-        """The parameters of each layer, an array of their own each."""
-        _, stacked = nnx.split(self.layers)
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(self.cfg.n_layer)]
 
     def recall(self, memory: Memory, tgt_len: int) -> Memory | Recalled:
         """What takes the place of `memory` in `hidden` for segments of `tgt_len` tokens.
@@ -365,7 +362,7 @@ class TransformerXL(nnx.Module):
         if not recalls(self.cfg):
             return memory
         graphdef, stacked = nnx.split(self.layers)
-        positions = self._positions(memory.hidden.shape[2] + tgt_len)
+        positions = self.positions(memory.hidden.shape[2] + tgt_len)
 
         def of_layer(_, scanned):
             weights, hidden = scanned
@@ -391,7 +388,12 @@ class TransformerXL(nnx.Module):
         with jax.named_scope("ranks"):
             return self.output.ranks(hidden, targets, self.embedding)
 
-    def _positions(self, n_keys: int) -> jax.Array:
+    def biases(self) -> tuple[jax.Array, jax.Array]:
+        """The paper's u and v, with attn_type 0: [N, H] each, with untie_r [L, N, H]."""
+        dtype = self.cfg.dtype
+        return self.r_w_bias[...].astype(dtype), self.r_r_bias[...].astype(dtype)
+
+    def positions(self, n_keys: int) -> jax.Array:
         """Embeddings [S, D] of the distances S-1 … 0, with attn_type 0."""
         cfg = self.cfg
         return attention.sinusoid(n_keys, cfg.d_model, cfg.clamp_len).astype(cfg.dtype)
