@@ -165,8 +165,10 @@ class Layer(nnx.Module):
         """Inputs x [B, T, D] with what attention found, values [B, T, N, H], added to them."""
         cfg = self.cfg
         with jax.named_scope("attention"):
-            out = jnp.einsum("BTNH,NHD->BTD", mixed, self.w_o[...].astype(x.dtype))
-            out = x + dropout(out, cfg.dropout, seeds)
+            # As one axis: over two, XLA for CPUs would lay out w_o anew for each token.
+            heads = mixed.reshape(*mixed.shape[:2], -1)
+            w_o = self.w_o[...].astype(x.dtype).reshape(-1, cfg.d_model)
+            out = x + dropout(heads @ w_o, cfg.dropout, seeds)
             return out if cfg.pre_lnorm else self.norm_attention(out)
 
     def _mix(self, q, k, v, distances, biases, *masks):
