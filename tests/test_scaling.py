@@ -1,0 +1,285 @@
+"""Runs beside one another, and predictions: real lines of --throughput, real folders of runs."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from PIL import Image
+
+from tests.buckets import S3
+from tests.tiny import ROOT
+from txl_jax import config, instance_types, run_folder, scaling, throughput
+from txl_jax.checks import WARM_UP
+from txl_jax.config import Config
+from txl_jax.errors import UserError
+from txl_jax.flops import train_flops_per_token
+from txl_jax.logs import METRICS, Logs
+from txl_jax.observed_scaling import read
+from txl_jax.peers import Peers
+from txl_jax.published import FORK_SEQUENCES
+from txl_jax.scaling_model import NETWORK_LATENCY, NVLINK_LATENCY
+
+pytest_plugins = ["tests.tiny_runs", "tests.buckets"]
+pytestmark = pytest.mark.usefixtures("compiled")
+
+TGT_LEN, EACH = 8, 2
+
+
+def experiment(devices: int) -> Config:
+    batch = EACH * devices
+    words = (
+        *("--n-layer", "1", "--d-model", "16", "--n-head", "2", "--d-head", "4", "--d-inner", "16"),
+        *("--tgt-len", str(TGT_LEN), "--mem-len", "6", "--batch", str(batch)),
+        *("--n-token", "300", "--cutoffs", "100", "--dtype", "float32"),
+        *("--max-tokens", str((WARM_UP + 3) * batch * TGT_LEN)),
+    )
+    return config.load("test_1", list(words))
+
+
+@pytest.fixture(scope="module")
+def measured(compiled: None) -> dict[int, dict[str, Any]]:
+    """What --throughput finds on one and on two devices, by their number."""
+    found = {}
+    for devices in (1, 2):
+        mesh = Mesh(np.asarray(jax.devices()[:devices]), ("data",))
+        cfg, streams = throughput.open_streams(experiment(devices), Peers(None))
+        found[devices] = {"config": f"test_{devices}"} | throughput.measure(cfg, mesh, streams)
+    return found
+
+
+def output(told: dict[str, Any]) -> str:
+    """What a process with --throughput prints, among other things."""
+    return f"{throughput.show(told)}\n{{broken\n[1]\n{json.dumps(told)}\nbye\n"
+
+
+@pytest.fixture
+def files(measured: dict[int, dict[str, Any]], tmp_path: Path) -> list[str]:
+    """A file for each number of devices, the larger one first."""
+    for devices, told in measured.items():
+        (tmp_path / f"{devices}.txt").write_text(output(told))
+    return [str(tmp_path / "2.txt"), str(tmp_path / "1.txt")]
+
+
+def folder(logdir: Path, cfg: Config, devices: int = 2) -> str:
+    """The folder of a run that was started twice, as the trainer writes it."""
+    run_folder.open_run(logdir, cfg, command=["train"], devices=f"{devices} x cpu")
+    with Logs(logdir, None) as logs:
+        logs.scalars(0, 0, {"sizes/params": 7777})
+        earlier = {"times/step": 9.0, "times/samples_per_sec": 1.0, "times/tokens_per_sec": 8.0}
+        logs.scalars(5, 500, earlier)
+    lines = (logdir / METRICS).read_text().splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {"time": 1e9})
+    (logdir / METRICS).write_text("".join(line + "\n" for line in lines))
+    with Logs(logdir, 500) as logs:
+        for step, rate in enumerate((1.0, 100.0, 120.0, 130.0), start=6):
+            logs.scalars(step, 100 * step, {"learning/loss": 1.0})
+            logs.scalars(
+                *(step, 100 * step),
+                {
+                    "times/step": 1e3 * TGT_LEN / rate,
+                    "times/samples_per_sec": rate / TGT_LEN,
+                    "times/tokens_per_sec": rate,
+                },
+            )
+    return str(logdir)
+
+
+def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
+    scaling.main([*words, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_runs_are_compared_with_the_smallest_scaled_up(measured, files, tmp_path, capsys):
+    found = told([*files, "--out", str(tmp_path / "a.png")], capsys)["runs"]
+    rates = {devices: one["tokens_per_s"]["median"] for devices, one in measured.items()}
+    assert [one["devices"] for one in found] == [1, 2]
+    assert [one["tokens_per_s"] for one in found] == [rates[1], rates[2]]
+    assert found[0]["efficiency"] == 1
+    assert found[1]["efficiency"] == pytest.approx(rates[2] / (2 * rates[1]))
+    assert found[1]["ms_per_step"] == measured[2]["ms_per_step"]["median"]
+    assert found[1]["sequences_per_s"] == measured[2]["sequences_per_s"]["median"]
+    assert found[1]["hosts"] == 1
+
+
+def test_the_forks_figures_stand_beside_as_many_devices(measured, tmp_path, capsys):
+    """On 8 devices to 32 the lines are those of 2, with another number of devices in them."""
+    lines = [measured[2] | {"devices": n, "batch": EACH * n, "processes": n // 8} for n in (8, 32)]
+    (tmp_path / "runs").write_text("".join(map(output, lines)))
+    scaling.main([str(tmp_path / "runs"), "--out", str(tmp_path / "a.png")])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    beside = {
+        int(row[-5 if len(row) < 6 else -8]): row[-3:]
+        for row in rows
+        if "%" in row[-1:][0:1] or (row and row[-1].endswith("%"))
+    }
+    assert beside[32][-2:] == ["1,736", "97.3%"]
+
+
+def test_the_command_reads_files_and_standard_input_and_draws(measured, files, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "txl_jax.scaling", files[1], "-", "--out", str(tmp_path / "a.png")],
+        input=output(measured[2]),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    ours = [line for line in done.stdout.splitlines() if line.startswith("test_")]
+    assert ours[1].startswith("test_2 in standard input")
+    assert done.stdout.splitlines()[-1] == f"Picture: {tmp_path / 'a.png'}"
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 500
+
+
+def test_a_folder_tells_the_speed_since_its_last_start(tmp_path):
+    (found,) = read(folder(tmp_path / "run", experiment(2)))
+    assert (found.devices, found.hosts) == (2, None)
+    assert found.tokens_per_s == 120
+    assert (found.ms_per_step, found.sequences_per_s) == (1e3 * TGT_LEN / 120, 120 / TGT_LEN)
+    assert found.alike["parameters"] == 7777 and found.alike["each"] == EACH
+
+
+def test_a_folder_and_a_line_can_be_compared(measured, files, tmp_path, capsys):
+    """They name what has to be the same in the same way."""
+    run = folder(tmp_path / "run", experiment(2))
+    path = tmp_path / "run" / METRICS
+    path.write_text(path.read_text().replace("7777", str(measured[1]["parameters"])))
+    found = told([run, files[1], "--out", str(tmp_path / "a.png")], capsys)["runs"]
+    assert [one["hosts"] for one in found] == [1, None]
+
+
+def test_runs_in_a_bucket(s3: S3, files, measured, tmp_path):
+    local = Path(folder(tmp_path / "run", experiment(2)))
+    for path in local.iterdir():
+        s3.direct.upload_file(str(path), s3.bucket, f"runs/one/{path.name}")
+    s3.direct.upload_file(files[0], s3.bucket, "launches/one/output-0.txt")
+    (found,) = read(f"s3://{s3.bucket}/runs/one")
+    assert found == dataclasses.replace(read(str(local))[0], run=found.run)
+    (found,) = read(f"s3://{s3.bucket}/launches/one/output-0.txt")
+    assert found.tokens_per_s == measured[2]["tokens_per_s"]["median"]
+    with pytest.raises(UserError, match="there is no two"):
+        read(f"s3://{s3.bucket}/runs/two")
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"parameters": 7}, "parameters 7 and"),
+        ({"batch": 8}, "sequences on each device 8.0 and 2.0"),
+        ({"device_kind": "Tesla V100"}, "kind of device Tesla V100 and cpu"),
+        ({"dtype": "float16"}, "dtype float16 and float32"),
+        ({"mem_len": 12}, "mem_len 12 and 6"),
+        ({"fsdp": True}, "fsdp True and False"),
+    ],
+)
+def test_other_runs_cannot_be_compared(changed, said, measured, files, tmp_path):
+    (tmp_path / "1.txt").write_text(output(measured[1] | changed))
+    with pytest.raises(UserError) as error:
+        scaling.main([*files, "--out", str(tmp_path / "a.png")])
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "a.png").exists()
+
+
+def predicted(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return told(["predict", "--config", "test_16", *words], capsys)
+
+
+def test_a_prediction_from_a_measurement_by_hand(capsys):
+    """16 x 384 tokens at 3,072 a second are 2 s. 1.14 GB cross NVLink at 0.77 x 150 GB/s and the
+    network at 6.25 GB/s: on 16 hosts in a ring, on 128 along trees, as that is fewer turns."""
+    found = predicted(["--measured", "3072"], capsys)
+    by_hosts = {one["hosts"]: one for one in found["hosts"]}
+    assert list(by_hosts) == [1, 2, 4, 8, 16, 32, 64, 128]
+    size = 4 * 285_170_506
+    inside = 2 * 7 * (size / 8 / (0.77 * 150e9) + 10 * NVLINK_LATENCY)
+    between = {
+        1: 0.0,
+        16: 2 * 15 * (size / 16 / 6.25e9 + 10 * NETWORK_LATENCY),
+        128: 2 * (size / 6.25e9 + 10 * 7 * NETWORK_LATENCY),
+    }
+    for hosts, seconds in between.items():
+        one = by_hosts[hosts]
+        assert one["ms_per_step"] == pytest.approx(1e3 * (2 + inside + seconds))
+        assert one["communication_ms"] == pytest.approx(1e3 * (inside + seconds))
+        rate = hosts * 8 * 6144 / (2 + inside + seconds)
+        assert one["tokens_per_s"] == pytest.approx(rate)
+        assert one["sequences_per_s"] == pytest.approx(rate / 384)
+        assert one["efficiency"] == pytest.approx((2 + inside) / (2 + inside + seconds))
+        assert one["dollars_per_hour"] == pytest.approx(31.212 * hosts)
+        hours = 300 * 2048 * 384 / rate / 3600
+        assert (one["hours"], one["dollars"]) == pytest.approx((hours, 31.212 * hosts * hours))
+    assert between[128] < 2 * 127 * (size / 128 / 6.25e9 + 10 * NETWORK_LATENCY)
+
+
+def test_a_prediction_from_flops_on_another_machine(capsys):
+    words = ["--instance-type", "p4d.24xlarge", "--mfu", "0.4", "--overlap", "1", "--price", "10"]
+    one = predicted(words, capsys)["hosts"][3]
+    flops = 6144 * train_flops_per_token(config.load("test_16").model)
+    assert one["ms_per_step"] == pytest.approx(1e3 * flops / (0.4 * 312e12))
+    assert (one["communication_ms"], one["efficiency"]) == (0, 1)
+    assert one["dollars_per_hour"] == 80
+
+
+def test_all_assumptions_are_printed_with_a_prediction(capsys):
+    scaling.main(["predict", "--config", "test_16"])
+    printed = capsys.readouterr().out
+    told = predicted([], capsys)
+    for one in told["assumptions"]:
+        assert all(text in printed for text in one.values())
+    values = " ".join(one["value"] for one in told["assumptions"])
+    for value in ("16 sequences of 384", "1.141 GB", "125 T/s", "32%", "150 GB/s x 0.77"):
+        assert value in values
+    for value in ("100 Gbit/s x 0.5", "3.4 and 17 µs", "$31.212 an hour"):
+        assert value in values
+    assert "16    128" in printed and "scaling check" in printed
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "name a RUN"),
+        (["nowhere"], "there is no file or folder nowhere"),
+        (["README.md"], "README.md has no line of JSON"),
+        (["configs"], "configs is no run with log lines: there is no config.json"),
+        (["README.md", "--out", "nowhere/a.png"], "--out nowhere/a.png is not a file"),
+        (["predict", "--config", "test_16", "--instance-type", "p4d"], "p4d.24xlarge, p4de"),
+        (
+            ["predict", "--config", "test_16", "--measured", "0"],
+            "measured is 0; it has to be above",
+        ),
+        (
+            ["predict", "--config", "test_16", "--mfu", "1.5"],
+            "mfu is 1.5; it has to be above 0 and",
+        ),
+        (["predict", "--config", "test_16", "--mfu", "1", "--measured", "1"], "leave one of them"),
+        (["predict", "--config", "test_16", "--overlap", "2"], "overlap is 2; it has to be from 0"),
+        (["predict", "--config", "test_16", "--zero", "1"], "leave them out"),
+        (["predict", "--config", "test_16", "--batch", "100"], "use a multiple of 128"),
+        (["predict", "--config", "test_16", "--dtype", "float32"], "with --measured"),
+        (["predict", "--config", "test_16", "--dtype", "bfloat16"], "use --dtype float16"),
+        (["predict", "--config", "quickstart"], "give its size with --n-token"),
+        (["check", "--jsn"], "did you mean --json"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(words, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as error:
+        scaling.main(words)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_instance_type_has_a_peak_and_a_price():
+    assert [kind.name for kind in instance_types.TYPES] == [
+        *("p3.16xlarge", "p3dn.24xlarge", "p4d.24xlarge", "p4de.24xlarge"),
+        *("p5.48xlarge", "p5en.48xlarge"),
+    ]
+    for kind in instance_types.TYPES:
+        assert instance_types.find(kind.name) is kind
