@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from txl_jax import scaling, scaling_check
+from txl_jax.errors import UserError
 from txl_jax.published import FORK_SEQUENCES, SERIES
 from txl_jax.scaling_check import checks, largest_error
 
@@ -95,3 +96,8 @@ def test_what_is_printed(capsys):
     assert len(told) == len(checks())
     assert told[3]["devices"] == 128 and told[3]["left_out"]
     assert told[3]["fitted_error"] == pytest.approx(told[3]["fitted"] / 2082 - 1)
+
+
+def test_a_wrong_option_is_named():
+    with pytest.raises(UserError, match="did you mean --json"):
+        scaling.main(["check", "--jsn"])

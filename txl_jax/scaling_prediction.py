@@ -7,7 +7,7 @@ measurement on one, or from the FLOPs of a step and an assumed part of the peak.
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -148,7 +148,7 @@ def workload(
         assumed += [
             Assumption("FLOPs of a token", f"{per_token / 1e9:.2f} G", "flops.py"),
             Assumption(
-                "peak of a device", f"{peak / 1e12:.0f} T/s", f"data sheet of the {kind.gpu}"
+                "peak of a device", f"{peak / 1e12:.0f} T/s", f"of a {kind.gpu}, data sheet"
             ),
             Assumption(
                 "part of the peak",
@@ -236,7 +236,7 @@ def show(
             "Efficiency is against one host. Assumed:",
             *(f"  {one.what:<18}{one.value:<34}{one.source}" for one in assumed),
             "",
-            "Not assumed: hosts that are slower than others, or validation, checkpoints and starts.",
+            "Not in it: hosts that are slower than others; validation, checkpoints, starts.",
             f"At published steps the model was up to {worst} off as it is, and up to {left_out} at",
             "those that its fit had not seen: python -m txl_jax.scaling check",
         ]
