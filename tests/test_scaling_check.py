@@ -33,7 +33,7 @@ def test_steps_are_those_of_nvidias_columns_of_weak_scaling(name, group, scaling
     points = series(name, group).points
     first = points[0].hosts * points[0].devices / points[0].ms
     found = [point.hosts * point.devices / point.ms / first for point in points]
-    np.testing.assert_allclose(found, scaling, rtol=1e-3)
+    np.testing.assert_allclose(found, scaling, rtol=3e-3)  # the README rounds
 
 
 def test_the_forks_steps_are_those_of_its_sequences():

@@ -2,7 +2,7 @@
 
 The fork's: README and generate_throughput_numbers.py of cybertronai/transformer-xl, p3dn.24xlarge.
 Its gradients are float16 (`test_*` in its launch.py) and its LARGE has 277 million parameters.
-NVIDIA's: README of PyTorch/LanguageModeling/Transformer-XL in DeepLearningExamples at 0f6e186,
+NVIDIA's: README of PyTorch/LanguageModeling/Transformer-XL in DeepLearningExamples at 729963d,
 "Training performance results", mixed precision, the largest batch of each. Gradients of Apex' level
 O2 are float16 too. Both use PyTorch's DistributedDataParallel, which sums gradients in buckets of
 25 MiB while it computes. Ours: bench/LOG.md, 2026-11-26, LARGE (`test_1`) in bfloat16.

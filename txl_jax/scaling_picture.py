@@ -32,9 +32,7 @@ def draw(
     _bars(ours, observed)
     ours.set(title="these runs", xlabel="devices", ylabel="tokens/s")
     _bars(theirs, fork)
-    theirs.set(
-        title="the fork, as it published them", xlabel="p3dn hosts of 8 V100", ylabel="sequences/s"
-    )
+    theirs.set(title="the fork, as published", xlabel="p3dn hosts of 8 V100", ylabel="sequences/s")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     try:
