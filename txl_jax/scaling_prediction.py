@@ -139,7 +139,7 @@ def workload(
         peak = flops.peak_flops(kind.gpu, cfg.model.dtype)
         if peak is None:
             raise UserError(
-                f"dtype is {cfg.model.dtype}, in which no peak of a {kind.gpu} is known: measure "
+                f"dtype is {cfg.model.dtype}, in which no peak of {kind.gpu} GPUs is known: measure "
                 "one device with --throughput and name its tokens/s with --measured"
             )
         per_token = flops.train_flops_per_token(cfg.model)
@@ -148,7 +148,7 @@ def workload(
         assumed += [
             Assumption("FLOPs of a token", f"{per_token / 1e9:.2f} G", "flops.py"),
             Assumption(
-                "peak of a device", f"{peak / 1e12:.0f} T/s", f"of a {kind.gpu}, data sheet"
+                "peak of a device", f"{peak / 1e12:.0f} T/s", f"of one {kind.gpu}, data sheet"
             ),
             Assumption(
                 "part of the peak",
@@ -234,7 +234,7 @@ def show(
             aligned(rows),
             "",
             "Efficiency is against one host. Assumed:",
-            *(f"  {one.what:<18}{one.value:<34}{one.source}" for one in assumed),
+            *(f"  {one.what:<20}{one.value:<36}{one.source}" for one in assumed),
             "",
             "Not in it: hosts that are slower than others; validation, checkpoints, starts.",
             f"At published steps the model was up to {worst} off as it is, and up to {left_out} at",
