@@ -1,4 +1,4 @@
-"""Runs beside one another: real lines of --throughput, real folders of runs."""
+"""Runs beside one another: files with lines of --throughput, real folders of runs."""
 
 import dataclasses
 import json
@@ -7,49 +7,56 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
-from jax.sharding import Mesh
 from PIL import Image
 
+from tests import tiny
 from tests.tiny import ROOT
-from txl_jax import config, run_folder, scaling, throughput
-from txl_jax.checks import WARM_UP
+from txl_jax import run_folder, scaling
 from txl_jax.config import Config
 from txl_jax.errors import UserError
 from txl_jax.logs import METRICS, Logs
 from txl_jax.observed_scaling import read
-from txl_jax.peers import Peers
 
-pytest_plugins = ["tests.tiny_runs", "tests.buckets"]
-pytestmark = pytest.mark.usefixtures("compiled")
+pytest_plugins = ["tests.buckets"]
 
 TGT_LEN, EACH = 8, 2
 
 
-def experiment(devices: int) -> Config:
-    batch = EACH * devices
-    words = (
-        *("--n-layer", "1", "--d-model", "8", "--n-head", "1", "--d-head", "4", "--d-inner", "8"),
-        *("--tgt-len", str(TGT_LEN), "--mem-len", "6", "--batch", str(batch), "--throughput"),
-        *("--dataset", "synthetic", "--n-token", "30", "--optim", "sgd", "--dropout", "0"),
-        *("--max-tokens", str((WARM_UP + 3) * batch * TGT_LEN)),
-    )
-    return config.load("quickstart", list(words))
-
-
-@pytest.fixture(scope="module")
-def measured(compiled: None) -> dict[int, dict[str, Any]]:
-    """What --throughput finds on one device, and the same as if two had been half as fast again."""
-    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
-    cfg, streams = throughput.open_streams(experiment(1), Peers(None))
-    one = {"config": "test_1"} | throughput.measure(cfg, mesh, streams)
-    rates = {
-        name: {"median": 1.5 * one[name]["median"]} for name in ("sequences_per_s", "tokens_per_s")
+CONFIG = dataclasses.replace(
+    tiny.CONFIG,
+    model=dataclasses.replace(tiny.CONFIG.model, tgt_len=TGT_LEN),
+    train=dataclasses.replace(tiny.CONFIG.train, batch=2 * EACH),
+)
+MEASURED = {
+    1: {
+        "config": "test_1",
+        "parameters": 7777,
+        "batch": EACH,
+        "tgt_len": TGT_LEN,
+        "mem_len": CONFIG.model.mem_len,
+        "ms_per_step": {"q1": 15.0, "median": 16.0, "q3": 17.0},
+        "sequences_per_s": {"q1": 124.0, "median": 125.0, "q3": 126.0},
+        "tokens_per_s": {"q1": 999.0, "median": 1000.0, "q3": 1001.0},
+        "devices": 1,
+        "processes": 1,
+        "device_kind": "cpu",
+        "dtype": "float32",
+        "remat": False,
+        "accumulate": 1,
+        "zero": 0,
+        "fsdp": False,
     }
-    two = one | rates | {"config": "test_2", "batch": 2 * EACH, "devices": 2}
-    return {1: one, 2: two | {"ms_per_step": {"median": one["ms_per_step"]["median"] / 0.75}}}
+}
+"""What is read of a line of --throughput, by number of devices; test_throughput has a real one."""
+MEASURED[2] = MEASURED[1] | {
+    "config": "test_2",
+    "batch": 2 * EACH,
+    "ms_per_step": {"median": 20.0},
+    "sequences_per_s": {"median": 200.0},
+    "tokens_per_s": {"median": 1600.0},
+    "devices": 2,
+}
 
 
 def output(told: dict[str, Any]) -> str:
@@ -58,9 +65,9 @@ def output(told: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def files(measured: dict[int, dict[str, Any]], tmp_path: Path) -> list[str]:
+def files(tmp_path: Path) -> list[str]:
     """A file for each number of devices, the larger one first."""
-    for devices, told in measured.items():
+    for devices, told in MEASURED.items():
         (tmp_path / f"{devices}.txt").write_text(output(told))
     return [str(tmp_path / "2.txt"), str(tmp_path / "1.txt")]
 
@@ -94,22 +101,21 @@ def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_runs_are_compared_with_the_smallest_scaled_up(measured, files, tmp_path, capsys):
+def test_runs_are_compared_with_the_smallest_scaled_up(files, tmp_path, capsys):
     found = told([*files, "--out", str(tmp_path / "a.png")], capsys)["runs"]
-    rates = {devices: one["tokens_per_s"]["median"] for devices, one in measured.items()}
     assert [one["devices"] for one in found] == [1, 2]
-    assert [one["tokens_per_s"] for one in found] == [rates[1], rates[2]]
+    assert [one["tokens_per_s"] for one in found] == [1000, 1600]
     assert found[0]["efficiency"] == 1
-    assert found[1]["efficiency"] == pytest.approx(0.75)
-    assert found[1]["ms_per_step"] == measured[2]["ms_per_step"]["median"]
-    assert found[1]["sequences_per_s"] == measured[2]["sequences_per_s"]["median"]
+    assert found[1]["efficiency"] == 0.8
+    assert found[1]["ms_per_step"] == 20
+    assert found[1]["sequences_per_s"] == 200
     assert found[1]["hosts"] == 1
 
 
-def test_the_forks_figures_stand_beside_as_many_devices(measured, tmp_path, capsys):
+def test_the_forks_figures_stand_beside_as_many_devices(tmp_path, capsys):
     """The lines are those of 2 devices, with another number of them."""
     lines = [
-        measured[2] | {"devices": n, "batch": EACH * n, "processes": n // 8, "config": f"on_{n}"}
+        MEASURED[2] | {"devices": n, "batch": EACH * n, "processes": n // 8, "config": f"on_{n}"}
         for n in (8, 32)
     ]
     (tmp_path / "runs").write_text("".join(map(output, lines)))
@@ -126,10 +132,10 @@ def test_the_forks_figures_stand_beside_as_many_devices(measured, tmp_path, caps
     assert "25.0%" in rows["4"]
 
 
-def test_the_command_reads_files_and_standard_input_and_draws(measured, files, tmp_path):
+def test_the_command_reads_files_and_standard_input_and_draws(files, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "txl_jax.scaling", files[1], "-", "--out", str(tmp_path / "a.png")],
-        input=output(measured[2]),
+        input=output(MEASURED[2]),
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -143,31 +149,29 @@ def test_the_command_reads_files_and_standard_input_and_draws(measured, files, t
 
 
 def test_a_folder_tells_the_speed_since_its_last_start(tmp_path):
-    (found,) = read(folder(tmp_path / "run", experiment(2)))
+    (found,) = read(folder(tmp_path / "run", CONFIG))
     assert (found.devices, found.hosts) == (2, None)
     assert found.tokens_per_s == 120
     assert (found.ms_per_step, found.sequences_per_s) == (1e3 * TGT_LEN / 120, 120 / TGT_LEN)
     assert found.alike["parameters"] == 7777 and found.alike["each"] == EACH
 
 
-def test_a_folder_and_a_line_can_be_compared(measured, files, tmp_path, capsys):
+def test_a_folder_and_a_line_can_be_compared(files, tmp_path, capsys):
     """They name what has to be the same in the same way."""
-    run = folder(tmp_path / "run", experiment(2))
-    path = tmp_path / "run" / METRICS
-    path.write_text(path.read_text().replace("7777", str(measured[1]["parameters"])))
+    run = folder(tmp_path / "run", CONFIG)
     found = told([run, files[1], "--out", str(tmp_path / "a.png")], capsys)["runs"]
     assert [one["hosts"] for one in found] == [1, None]
 
 
-def test_runs_in_a_bucket(s3, files, measured, tmp_path):
-    local = Path(folder(tmp_path / "run", experiment(2)))
+def test_runs_in_a_bucket(s3, files, tmp_path):
+    local = Path(folder(tmp_path / "run", CONFIG))
     for path in local.iterdir():
         s3.direct.upload_file(str(path), s3.bucket, f"runs/one/{path.name}")
     s3.direct.upload_file(files[0], s3.bucket, "launches/one/output-0.txt")
     (found,) = read(f"s3://{s3.bucket}/runs/one")
     assert found == dataclasses.replace(read(str(local))[0], run=found.run)
     (found,) = read(f"s3://{s3.bucket}/launches/one/output-0.txt")
-    assert found.tokens_per_s == measured[2]["tokens_per_s"]["median"]
+    assert found.tokens_per_s == 1600
     with pytest.raises(UserError, match="there is no two"):
         read(f"s3://{s3.bucket}/runs/two")
 
@@ -179,12 +183,12 @@ def test_runs_in_a_bucket(s3, files, measured, tmp_path):
         ({"batch": 8}, "sequences on each device 8.0 and 2.0"),
         ({"device_kind": "Tesla V100"}, "kind of device Tesla V100 and cpu"),
         ({"dtype": "float16"}, "dtype float16 and float32"),
-        ({"mem_len": 12}, "mem_len 12 and 6"),
+        ({"mem_len": 12}, "mem_len 12 and 16"),
         ({"fsdp": True}, "fsdp True and False"),
     ],
 )
-def test_other_runs_cannot_be_compared(changed, said, measured, files, tmp_path):
-    (tmp_path / "1.txt").write_text(output(measured[1] | changed))
+def test_other_runs_cannot_be_compared(changed, said, files, tmp_path):
+    (tmp_path / "1.txt").write_text(output(MEASURED[1] | changed))
     with pytest.raises(UserError) as error:
         scaling.main([*files, "--out", str(tmp_path / "a.png")])
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -220,7 +220,8 @@ def _of_line(run: str, line: bytes) -> Iterator[Observation]:
             f"{told['config']} in {run}",
             int(told["processes"]),
             int(told["devices"]),
-            *(float(told[rate]["median"]) for rate in ("ms_per_step", "sequences_per_s")),
+            float(told["ms_per_step"]["median"]),
+            float(told["sequences_per_s"]["median"]),
             float(told["tokens_per_s"]["median"]),
             alike | {"each": told["batch"] / told["devices"]},
         )

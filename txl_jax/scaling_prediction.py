@@ -139,7 +139,7 @@ def workload(
         peak = flops.peak_flops(kind.gpu, cfg.model.dtype)
         if peak is None:
             raise UserError(
-                f"dtype is {cfg.model.dtype}, in which no peak of {kind.gpu} GPUs is known: measure "
+                f"dtype is {cfg.model.dtype}, for which no peak of a GPU is known: measure "
                 "one device with --throughput and name its tokens/s with --measured"
             )
         per_token = flops.train_flops_per_token(cfg.model)
