@@ -18,7 +18,7 @@ print("slow:", *sorted({{"jax", "flax", "orbax", "tensorboardX"}} & sys.modules.
 """
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "lr_finder"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "lr_finder", "scaling"])
 @pytest.mark.parametrize("word, end", [("--help", "SystemExit"), ("--hlep", "UserError")])
 def test_help_needs_no_jax(command, word, end):
     program = PROGRAM.format(command=command, words=[word])

@@ -15,7 +15,7 @@ import pytest
 from tests import tiny
 from tests.members import free_port
 from tests.tiny import WORDS, Shell
-from txl_jax import config, metrics, sharding, throughput, train
+from txl_jax import config, metrics, observed_scaling, sharding, throughput, train
 from txl_jax.checks import WARM_UP
 from txl_jax.config import Config
 from txl_jax.errors import UserError
@@ -83,6 +83,14 @@ def test_what_was_measured_is_said_with_all_that_it_depends_on(printed):
     assert versions["python"] == platform.python_version()
     assert {"jaxlib", "flax"} < versions.keys()
     assert 0 < found["loss"] < 2 * math.log(N_TOKEN)
+
+
+def test_what_is_printed_is_what_scaling_reads(printed, tmp_path):
+    line, found = printed
+    (tmp_path / "output").write_text(f"{line}\n{json.dumps(found)}\n")
+    (observed,) = observed_scaling.read(str(tmp_path / "output"))
+    assert observed.tokens_per_s == found["tokens_per_s"]["median"]
+    assert (observed.devices, observed.alike["each"]) == (1, BATCH)
 
 
 def test_rates_are_those_of_the_time_of_a_step(printed):
