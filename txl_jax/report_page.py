@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import itertools
 import json
 import math
 import shlex
@@ -15,7 +16,7 @@ from txl_jax.config import Config
 from txl_jax.json_values import count
 from txl_jax.markup import document, element, table
 from txl_jax.report_plots import Picture, timeline_of
-from txl_jax.story import Event, Launch, Sample, Start, Story
+from txl_jax.story import Event, Launch, Sample, Story
 
 _SAMPLES = 50
 """As many are shown, the newest; the others are in samples.txt."""
@@ -326,9 +327,8 @@ def _samples(story: Story) -> list[Element]:
         left_out = len(story.samples) - 1 - len(earlier)
         more = f"; {left_out} older ones are in samples.txt" if left_out else ""
         texts = [part for sample in reversed(earlier) for part in _sample(sample)]
-        parts.append(
-            element("details", element("summary", f"{len(earlier)} earlier{more}"), *texts)
-        )
+        summary = element("summary", f"{len(earlier)} earlier{more}")
+        parts.append(element("details", summary, *texts))
     return parts
 
 
@@ -360,7 +360,7 @@ def _command(story: Story) -> list[Element]:
         element("h3", "As its trainer was started" + " first" * (len(starts) > 1)),
         element("pre", _portable(first.command)),
     ]
-    for before, start in zip(starts, starts[1:], strict=False):
+    for before, start in itertools.pairwise(starts):
         if start.command != before.command:
             parts.append(element("h3", f"From {_date(start.time)} on"))
             parts.append(element("pre", _portable(start.command)))

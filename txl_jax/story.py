@@ -11,6 +11,7 @@ A folder may be young, or the files damaged: what is not of the right form is le
 where it matters. Imports no JAX.
 """
 
+import itertools
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,8 +197,7 @@ class Story:
     @property
     def measure(self) -> Measure:
         """What losses are shown in besides nats."""
-        kind = self.setting("data", "vocab")
-        return _MEASURES[kind] if kind in _MEASURES else TOKEN_PERPLEXITY
+        return _MEASURES.get(text(self.setting("data", "vocab")), TOKEN_PERPLEXITY)
 
     @property
     def last_seen(self) -> float | None:
@@ -220,7 +220,7 @@ class Story:
     def restarts(self) -> list[Restart]:
         """The starts after the first one, and what is known of them."""
         found = []
-        for before, start in zip(self.starts, self.starts[1:], strict=False):
+        for before, start in itertools.pairwise(self.starts):
             at = bisect_left(self.lines, start.time.timestamp(), key=lambda line: line.time)
             earlier, later = self.lines[:at], self.lines[at:]
             events = self.watched.events if self.watched else ()

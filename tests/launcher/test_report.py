@@ -1,6 +1,5 @@
 """`report`: of a run in S3 with its hosts, and of a folder."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -156,11 +155,3 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         command = [sys.executable, "-m", "launcher", "report", *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert complaint in one_line(done.returncode, done.stderr)
-
-
-def test_options_are_those_of_the_launcher():
-    # What launches a run again is made of its record's options by their names.
-    known = {
-        field.name for field in dataclasses.fields(type(parse(["--config=quickstart"]).command))
-    }
-    assert set(record.options(parse(["--config=quickstart"]).command)) <= known
