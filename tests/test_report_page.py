@@ -219,17 +219,9 @@ def test_one_line_of_a_log_is_seen(folder, tmp_path):
 
 def test_what_was_launched_tells_its_hosts_and_its_cost(folder, drawn):
     found = page(story.read(folder, None, LAUNCH), drawn)
-    row = [
-        "0",
-        "i-0123",
-        "p3dn.24xlarge spot",
-        "us-east-1a",
-        "running",
-        "$9.5000",
-        "2.00",
-        "$19.00",
-    ]
-    assert row in found.rows() and found.tiles()["Cost"] == "$19.00"
+    row = ["0", "i-0123", "p3dn.24xlarge spot", "us-east-1a", "running", "$9.5000", "2.00"]
+    assert [*row, "$19.00"] in found.rows()
+    assert found.tiles()["Cost"] == "$19.00"
     assert "python -m launcher --config=a" in found.texts["pre"]
     assert any("name that folder instead" in text for text in found.texts["p"])
     # A watcher has counted those that EC2 has forgotten too.

@@ -5,6 +5,8 @@ another's to say.
 """
 
 import io
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,17 +15,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from txl_jax.story import INTERRUPTIONS, Line, Story
+from txl_jax.story import INTERRUPTIONS, Line, Start, Story
 from txl_jax.timeline import Timeline
 
 _SIZE = (5.2, 3.2)
+"""In inches of 10 pt text, so that it is read at a phone's width."""
 _DPI = 200
 """As sharp as a phone's screen."""
 _TRAIN, _VALID, _OTHER = "#2563eb", "#ea580c", "#7c3aed"
 _MARKS = {"restart": "0.65", "interruption": "#dc2626", "budget": "#ca8a04"}
 _NO_LOSS_SCALE = "only float16 has a loss scale, which a step may overflow"
 _DECADE = 10.0
-_MOST_BARS = 32
+_MOST_BARS = 64
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,15 @@ def _picture(story: Story, plot: _Plot, timeline: Timeline, marks: Sequence[_Mar
         return Picture(plot.name, plot.title, plot.absent, None)
     figure, axes = _axes()
     for curve, points in drawn:
-        lines = [line for line, _ in points]
+        values = [curve.scale * value for _, value in points]
+        if plot.x == "tokens":
+            places = [line.tokens for line, _ in points]
+        else:
+            times, values = _broken([line.time for line, _ in points], values, story.starts)
+            places = timeline.at(times)
         axes.plot(
-            [line.tokens for line in lines]
-            if plot.x == "tokens"
-            else timeline.at([line.time for line in lines]),
-            [curve.scale * value for _, value in points],
+            places,
+            values,
             "o" if len(points) == 1 else curve.style,  # a line of one point would not be seen
             color=curve.color,
             label=curve.label,
@@ -173,6 +179,19 @@ def _picture(story: Story, plot: _Plot, timeline: Timeline, marks: Sequence[_Mar
     return Picture(plot.name, plot.title, about, _png(figure))
 
 
+def _broken(
+    times: list[float], values: list[float], starts: Sequence[Start]
+) -> tuple[list[float], list[float]]:
+    """A curve over time with a gap at each start, as nothing was done just before it."""
+    times, values = [*times], [*values]
+    for start in starts:
+        time = start.time.timestamp()
+        place = bisect_left(times, time)
+        times.insert(place, time)
+        values.insert(place, math.nan)
+    return times, values
+
+
 def _set_scale(axes: Axes, plot: _Plot, values: Sequence[float]) -> None:
     if plot.from_zero:
         axes.set_ylim(0, 1.05 * max(values) or 1)
@@ -193,7 +212,7 @@ def _bars(story: Story) -> Picture:
     told = [(process, rate) for process, rate in rates if rate is not None][:_MOST_BARS]
     if not told:
         return Picture(name, title, "no process has left a sign of its speed", None)
-    figure, axes = _axes()
+    figure, axes = _axes(max(_SIZE[1], 0.8 + 0.25 * len(told)))
     places = range(len(told))
     bars = axes.barh(places, [rate for _, rate in told], color=_TRAIN, height=0.6)
     axes.bar_label(bars, [shown(rate) for _, rate in told], padding=3, fontsize="small")
@@ -213,11 +232,12 @@ def _told(curve: _Curve, points: Sequence[tuple[Line, float]]) -> str:
     return f"{ends}, lowest {min(values):.4g}, highest {max(values):.4g}"
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
+def _axes(height: float = _SIZE[1]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
     return figure, axes
 
 

@@ -1,5 +1,6 @@
 """The time of a run as plots show it: from its first start on, long pauses cut short."""
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def _stretches(starts: Sequence[float], logged: Sequence[float]) -> list[tuple[f
     if starts and logged:
         starts[0] = min(starts[0], logged[0])
     found = []
-    for begin, following in zip(starts, [*starts[1:], np.inf], strict=True):
+    for begin, following in itertools.pairwise([*starts, np.inf]):
         until = bisect_left(logged, following)
         found.append((begin, max(begin, logged[until - 1]) if until else begin))
     return found
