@@ -223,10 +223,7 @@ def _restarts(story: Story) -> list[Element]:
             [
                 f"{number}",
                 _date(restart.start.time),
-                element(
-                    "span",
-                    "; ".join(event.text or event.kind for event in restart.causes) or unseen,
-                ),
+                "; ".join(event.text or event.kind for event in restart.causes) or unseen,
                 restart.start.devices,
                 f"{restart.step:,}",
                 "" if restart.lost_seconds is None else _duration(restart.lost_seconds),

@@ -26,6 +26,7 @@ _TRAIN, _VALID, _OTHER = "#2563eb", "#ea580c", "#7c3aed"
 _MARKS = {"restart": "0.65", "interruption": "#dc2626", "budget": "#ca8a04"}
 _NO_LOSS_SCALE = "only float16 has a loss scale, which a step may overflow"
 _DECADE = 10.0
+_IN_FULL = 1e12
 _MOST_BARS = 64
 
 
@@ -228,8 +229,11 @@ def _bars(story: Story) -> Picture:
 def _told(curve: _Curve, points: Sequence[tuple[Line, float]]) -> str:
     """A curve in words."""
     values = [curve.scale * value for _, value in points]
-    ends = f"{curve.label} from {values[0]:.4g} to {values[-1]:.4g}"
-    return f"{ends}, lowest {min(values):.4g}, highest {max(values):.4g}"
+    first, last, lowest, highest = (
+        f"{value:,.0f}" if 1000 <= abs(value) < _IN_FULL else f"{value:.4g}"
+        for value in (values[0], values[-1], min(values), max(values))
+    )
+    return f"{curve.label} from {first} to {last}, lowest {lowest}, highest {highest}"
 
 
 def _axes(height: float = _SIZE[1]) -> tuple[Figure, Axes]:
