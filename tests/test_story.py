@@ -27,9 +27,9 @@ def test_it_tells_what_the_trainer_wrote(tmp_path):
     assert told.setting("model", "d_model") == 16 and told.setting("model", "no") is None
     assert [start.time.timestamp() for start in told.starts] == [BEGUN, BEGUN + AGAIN]
     assert told.starts[0].devices == "4 x cpu" and told.starts[0].versions["jax"]
-    assert [(s.step, s.tokens, s.tag) for s in told.samples] == [
-        (20, 20 * TOKENS, "sample"),
-        (40, 40 * TOKENS, "sample"),
+    assert [(sample.step, sample.tokens) for sample in told.samples] == [
+        (20, 20 * TOKENS),
+        (40, 40 * TOKENS),
     ]
     assert told.samples[0].text == f"after 20\n\n  {HOSTILE}"
     assert told.evaluation and told.evaluation.bits == told_run.RESULTS.bits

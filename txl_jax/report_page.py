@@ -55,7 +55,8 @@ table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabu
 th { font-weight: normal; text-align: left; white-space: nowrap; }
 th, td { padding: 0.3rem 1.25rem 0.3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; white-space: nowrap; }
-td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+td.text { white-space: normal; min-width: 14rem; }
+td.value { white-space: normal; max-width: 24rem; overflow-wrap: break-word; }
 .number { text-align: right; }
 pre { background: var(--box); border-radius: 8px; padding: 0.8rem; margin: 0.5rem 0;
   font: 0.85rem/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
@@ -104,8 +105,8 @@ def _figure(picture: Picture) -> Element:
 
 def _state(story: Story) -> str:
     seen = story.last_seen
-    last = f"last sign of life {_time(seen)}" if seen is not None else "no sign of life yet"
-    begun = f"Begun {_date(story.starts[0].time)}; " if story.starts else ""
+    last = f"last sign of life {_time(seen)} UTC" if seen is not None else "no sign of life yet"
+    begun = f"Begun {_date(story.starts[0].time)} UTC; " if story.starts else ""
     if story.evaluation:
         return f"{begun}finished; {last}."
     if not story.lines:
@@ -131,6 +132,11 @@ def _figures(story: Story) -> Iterator[Element]:
         yield _tile(
             "Lowest validation", f"{loss:.4f}", f"{measure.progress(loss)}, step {line.step:,}"
         )
+    memory = f"{story.setting('model', 'mem_len')}"
+    tested = story.evaluation.bits.get("test", {}) if story.evaluation else {}
+    if memory in tested:
+        loss = measure.text(tested[memory] * math.log(2))
+        yield _tile("Test", loss, f"{measure.name}, memory {memory}")
     if speeds := story.series("times/tokens_per_sec"):
         median = statistics.median(value for _, value in speeds)
         devices = story.starts[-1].devices if story.starts else ""
@@ -153,7 +159,8 @@ def _tile(name: str, value: str, more: str = "") -> Element:
 def _about_curves(story: Story) -> list[Element]:
     notes = []
     if story.restarts():
-        notes.append("Dotted lines are restarts; red ones are what a watcher saw interrupt it.")
+        seen = "; red ones are what a watcher saw interrupt it" if story.watched else ""
+        notes.append(f"Dotted lines are restarts{seen}.")
     if timeline_of(story).shortened:
         notes.append("Over time, pauses are cut short: a twentieth of the time at work at most.")
     if not story.series("learning/val_loss"):
@@ -195,7 +202,7 @@ def _processes(story: Story) -> list[Element]:
         "run. What is kept of a process is its last sign."
     )
     own = any(sign.own_ms is not None for sign in story.signs)
-    head = ["process", "host", "last sign", "step", "tokens/s", *(["own ms"] if own else [])]
+    head = ["process", "host", "last sign (UTC)", "step", "tokens/s", *(["own ms"] if own else [])]
     rows = [
         [
             f"{sign.process}",
@@ -230,12 +237,15 @@ def _restarts(story: Story) -> list[Element]:
             ]
             for number, restart in enumerate(restarts, start=1)
         ]
-        head = ["", "started again", "cause", "devices", "log kept to step", "time lost"]
+        head = ["", "started again (UTC)", "cause", "devices", "log kept to step", "time lost"]
         about = (
             "Time lost: from the last line of the log that was kept to the first new one, but for "
             "the time that the steps between them take."
         )
-        parts += [_wide(table(head, rows, numbers=2), 2), element("p", about, class_="quiet")]
+        parts += [
+            _breaking("text", 2, table(head, rows, numbers=2)),
+            element("p", about, class_="quiet"),
+        ]
     elif story.starts:
         parts.append(element("p", "It was started once, and never again."))
     else:
@@ -261,14 +271,14 @@ def _events(events: Sequence[Event]) -> Element:
         ]
         for event in events
     ]
-    head = ["time", "what", "", "hosts", "step", "time lost", "cost"]
-    return _wide(table(head, rows, numbers=3), 2)
+    head = ["time (UTC)", "what", "", "hosts", "step", "time lost", "cost"]
+    return _breaking("text", 2, table(head, rows, numbers=3))
 
 
-def _wide(found: Element, column: int) -> Element:
-    """A table with a column of long texts, which may break."""
+def _breaking(kind: str, column: int, found: Element) -> Element:
+    """A table with a column of what may be long, and is broken into lines."""
     for row in found.iter("tr"):
-        row[column].set("class", "long")
+        row[column].set("class", kind)
     return found
 
 
@@ -330,7 +340,7 @@ def _samples(story: Story) -> list[Element]:
 
 
 def _sample(sample: Sample) -> list[Element]:
-    about = f"{sample.tag} after step {sample.step:,}, {sample.tokens:,} tokens"
+    about = f"After step {sample.step:,}, {sample.tokens:,} tokens"
     return [element("h3", about), element("pre", sample.text)]
 
 
@@ -359,7 +369,7 @@ def _command(story: Story) -> list[Element]:
     ]
     for before, start in itertools.pairwise(starts):
         if start.command != before.command:
-            parts.append(element("h3", f"From {_date(start.time)} on"))
+            parts.append(element("h3", f"From {_date(start.time)} UTC on"))
             parts.append(element("pre", _portable(start.command)))
     if first.versions:
         rows = [[name, version] for name, version in first.versions.items()]
@@ -385,12 +395,13 @@ def _config(story: Story) -> list[Element]:
         for name, value in part.items()
     ]
     changed = [setting for setting in settings if setting[1] != setting[2]]
+    whole = [setting[:2] for setting in settings]
     head = ["setting", "value", "default"]
     every = element("summary", f"all {len(settings)} settings")
     return [
         element("p", "What differs from the defaults:"),
-        _wide(table(head, changed), 1),
-        element("details", every, _wide(table(head[:2], [row[:2] for row in settings]), 1)),
+        _breaking("value", 1, table(head, changed)),
+        element("details", every, _breaking("value", 1, table(head[:2], whole))),
     ]
 
 
@@ -404,7 +415,7 @@ def _time(seconds: float) -> str:
 
 
 def _date(time: datetime) -> str:
-    return f"{time:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{time:%Y-%m-%d %H:%M:%S}"
 
 
 def _duration(seconds: float) -> str:

@@ -23,7 +23,7 @@ _SIZE = (5.2, 3.2)
 _DPI = 200
 """As sharp as a phone's screen."""
 _TRAIN, _VALID, _OTHER = "#2563eb", "#ea580c", "#7c3aed"
-_MARKS = {"restart": "0.65", "interruption": "#dc2626", "budget": "#ca8a04"}
+_MARKS = {"restart": "0.4", "interruption": "#dc2626", "budget": "#ca8a04"}
 _NO_LOSS_SCALE = "only float16 has a loss scale, which a step may overflow"
 _DECADE = 10.0
 _IN_FULL = 1e12
@@ -163,7 +163,7 @@ def _picture(story: Story, plot: _Plot, timeline: Timeline, marks: Sequence[_Mar
             mark.tokens if plot.x == "tokens" else place,
             color=_MARKS[mark.label],
             label=mark.label,
-            linewidth=0.8,
+            linewidth=1,
             linestyle=":",
             zorder=1,
         )
@@ -171,6 +171,7 @@ def _picture(story: Story, plot: _Plot, timeline: Timeline, marks: Sequence[_Mar
     axes.set_ylabel(plot.y)
     if plot.x == "tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(left=0)
     _set_scale(axes, plot, [curve.scale * value for curve, found in drawn for _, value in found])
     handles, labels = axes.get_legend_handles_labels()
     legend = dict(zip(labels, handles, strict=True))  # each kind of mark once
@@ -213,12 +214,12 @@ def _bars(story: Story) -> Picture:
     told = [(process, rate) for process, rate in rates if rate is not None][:_MOST_BARS]
     if not told:
         return Picture(name, title, "no process has left a sign of its speed", None)
-    figure, axes = _axes(max(_SIZE[1], 0.8 + 0.25 * len(told)))
+    figure, axes = _axes(0.9 + 0.25 * len(told))
     places = range(len(told))
     bars = axes.barh(places, [rate for _, rate in told], color=_TRAIN, height=0.6)
     axes.bar_label(bars, [shown(rate) for _, rate in told], padding=3, fontsize="small")
     axes.set_yticks(places, [f"process {process}" for process, _ in told])
-    axes.set_ylim(max(len(told), 4) - 0.5, -0.5)
+    axes.set_ylim(len(told) - 0.5, -0.5)
     axes.set_xlim(0, 1.15 * max(rate for _, rate in told) or 1)
     axes.set_xlabel("tokens/s of the whole run")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

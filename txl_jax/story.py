@@ -31,7 +31,7 @@ INTERRUPTIONS = ("preempted", "failed", "stalled")
 """Kinds of events that interrupt training."""
 KINDS = (*INTERRUPTIONS, "moved", "restarted", "budget", "finished")
 _MEASURES = {"bytes": BITS_PER_BYTE, "words": PERPLEXITY, "bpe": TOKEN_PERPLEXITY}
-_HEADING = re.compile(rb"step (\d{1,18}), (\d{1,18}) tokens, (.*)")
+_HEADING = re.compile(rb"step (\d{1,18}), (\d{1,18}) tokens, .*")
 _INDENT = b"    "
 _SIGN = re.compile(r"(\d{1,6})\.json")
 
@@ -68,7 +68,6 @@ class Sample:
 
     step: int
     tokens: int
-    tag: str
     text: str
 
 
@@ -322,9 +321,8 @@ def _samples(content: bytes) -> Iterator[Sample]:
             rows.append(row.removeprefix(_INDENT))
             continue
         if heading and rows:
-            tag, told = heading[3].decode(errors="replace"), b"\n".join(rows)
-            step, tokens = int(heading[1]), int(heading[2])
-            yield Sample(step, tokens, tag, told.decode(errors="replace"))
+            told = b"\n".join(rows).decode(errors="replace")
+            yield Sample(int(heading[1]), int(heading[2]), told)
         heading, rows = _HEADING.fullmatch(row), []
 
 
