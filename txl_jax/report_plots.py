@@ -18,6 +18,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from txl_jax.story import INTERRUPTIONS, Line, Start, Story
 from txl_jax.timeline import Timeline
 
+_Axis = Literal["tokens", "time"]
+_X: tuple[_Axis, ...] = ("tokens", "time")
 _SIZE = (5.2, 3.2)
 """In inches of 10 pt text, so that it is read at a phone's width."""
 _DPI = 200
@@ -59,7 +61,7 @@ class _Plot:
 
     name: str
     title: str
-    x: Literal["tokens", "time"]
+    x: _Axis
     y: str
     """What the vertical axis is called."""
     curves: tuple[_Curve, ...]
@@ -87,7 +89,7 @@ def draw(story: Story) -> list[Picture]:
 
 
 def _plots(story: Story) -> list[_Plot]:
-    measure, xs = story.measure, ("tokens", "time")
+    measure = story.measure
     losses = (
         _Curve("learning/loss", "training", _TRAIN),
         _Curve("learning/val_loss", "validation", _VALID, "o-"),
@@ -107,8 +109,8 @@ def _plots(story: Story) -> list[_Plot]:
     unscaled = {"absent": _NO_LOSS_SCALE} if story.lines else {}
     title = measure.name.capitalize()
     return [
-        *(_Plot(f"loss-{x}", f"Loss over {x}", x, "nats per token", losses) for x in xs),
-        *(_Plot(f"{measure.tag}-{x}", f"{title} over {x}", x, measure.name, measured) for x in xs),
+        *(_Plot(f"loss-{x}", f"Loss over {x}", x, "nats per token", losses) for x in _X),
+        *(_Plot(f"{measure.tag}-{x}", f"{title} over {x}", x, measure.name, measured) for x in _X),
         _Plot("throughput", "Throughput over time", "time", "tokens/s", (speed,), from_zero=True),
         _Plot("learning-rate", "Learning rate", "tokens", "", (rate,), from_zero=True),
         _Plot("gradient-norm", "Gradient norm, before clipping", "tokens", "", (norm,)),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,11 @@ def keep_record(account: Account) -> None:
     record.write(account, BUCKET, "first", kept, replaces="")
 
 
-def test_a_run_in_s3_is_told_with_its_hosts_and_its_watchers(bucket, aws, tmp_path, capsys):
+def test_a_run_in_s3_is_told_with_its_hosts_and_its_watchers(
+    bucket, aws, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     upload(bucket, told_run.write(tmp_path / "written"))
     put(bucket, "launches/first.watch.json", told_run.watched() | {"cost": None})
     keep_record(bucket)
@@ -108,8 +113,8 @@ def test_a_run_in_s3_is_told_with_its_hosts_and_its_watchers(bucket, aws, tmp_pa
     assert any(row[1] == "preempted" for row in found.rows() if len(row) == 7)
     (host,) = (row for row in found.rows() if len(row) == 8)
     assert host[2:] == ["p3dn.24xlarge", "us-east-1c", "running", "$9.5000", "2.00", "$19.00"]
-    # Nothing else has come to lie here, and what was brought has gone.
-    assert {path.name for path in tmp_path.iterdir()} <= {"written", "report-first", "home"}
+    # What was brought has gone, and nothing has come to lie elsewhere.
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_run_whose_hosts_are_forgotten_is_told_all_the_same(bucket, tmp_path):
@@ -132,26 +137,30 @@ def test_a_folder_needs_no_account(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     told_run.write(tmp_path / "runs" / "a")
-    shown = []
-    for words in (["runs/a"], [f"{tmp_path}/runs/a"], ["runs/a", "--out", "b"]):
+    told_run.begin(tmp_path / "b")
+    for words, page in (
+        (["runs/a"], "report-a/index.html"),
+        (["b"], "report-b/index.html"),
+        ([f"{tmp_path}/b", "--out", "c/d"], "c/d/index.html"),
+    ):
         assert main(["report", *words]) == 0
-        path = Path(capsys.readouterr().out.rstrip("\n"))
-        shown.append(path.read_bytes())
-    assert path == Path("b/index.html") and shown[0] == shown[1] == shown[2]
-    monkeypatch.chdir(tmp_path / "runs")
-    assert main(["report", "a"]) == 0
-    assert capsys.readouterr().out == "report-a/index.html\n"
+        assert capsys.readouterr().out == f"{page}\n"
+    assert (tmp_path / "c/d/index.html").read_bytes() == Path("report-b/index.html").read_bytes()
+    assert Page(Path("report-a/index.html").read_bytes()).tiles()["Steps"] == "402,560 tokens"
+    assert len(list(Path("report-a").iterdir())) == 1 + len(PICTURES)
+    assert [path.name for path in Path("report-b").iterdir()] == ["index.html"]
+
+
+def test_what_is_no_folder_of_a_run_and_where_nothing_can_be_written_is_refused(tmp_path):
+    folder = told_run.begin(tmp_path / "a")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        main(["report", str(tmp_path)])
+    with pytest.raises(UserError, match=r"cannot write to .*/file: File exists; take an --out"):
+        main(["report", str(folder), "--out", f"{tmp_path}/file"])
 
 
 def test_an_error_is_one_line_and_status_2(tmp_path):
-    folder = told_run.begin(tmp_path / "a")
-    (tmp_path / "file").touch()
-    for words, complaint in (
-        ([f"{tmp_path}/none"], "no run in"),
-        ([str(tmp_path)], "config.json is missing"),
-        ([str(folder), "--out", f"{tmp_path}/file"], "cannot write to"),
-        ([], "NAME"),
-    ):
-        command = [sys.executable, "-m", "launcher", "report", *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert complaint in one_line(done.returncode, done.stderr)
+    command = [sys.executable, "-m", "launcher", "report", f"{tmp_path}/none"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "there is no such folder" in one_line(done.returncode, done.stderr)
