@@ -271,7 +271,7 @@ def _events(events: Sequence[Event]) -> Element:
         ]
         for event in events
     ]
-    head = ["time (UTC)", "what", "", "hosts", "step", "time lost", "cost"]
+    head = ["time (UTC)", "what", "", "hosts", "step", "time lost", "cost so far"]
     return _breaking("text", 2, table(head, rows, numbers=3))
 
 

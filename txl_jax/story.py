@@ -111,7 +111,7 @@ class Event:
     step: int | None
     lost_seconds: float | None
     cost: float | None
-    """US dollars."""
+    """US dollars so far."""
 
 
 @dataclass(frozen=True)
