@@ -1,14 +1,21 @@
-"""Small objects in the launcher's bucket, which has to be the account's own."""
+"""Objects in the launcher's bucket, which has to be the account's own."""
 
 import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from launcher.aws import Account, error_code, explained
+from launcher.names import printable
+from txl_jax import storage
 from txl_jax.errors import UserError
+from txl_jax.json_values import parse
 
+_DOWNLOADS = 8
 _ABSENT = {"404", "NoSuchBucket", "NoSuchKey"}
 _EMPTY = "InvalidRange"
 _CHANGED = {"412", "ConditionalRequestConflict", "PreconditionFailed"}
@@ -59,17 +66,36 @@ def read_from(account: Account, bucket: str, key: str, start: int) -> bytes | No
         return None
 
 
+def download(account: Account, bucket: str, root: str, names: Iterable[str], folder: Path) -> None:
+    """Copies objects whose keys are `root` and a name to files of these names in a folder.
+
+    Folders are made if need be; each file comes whole or not at all. The names must not lead out of
+    the folder. Raises UserError if a file cannot be written.
+    """
+    with ThreadPoolExecutor(_DOWNLOADS) as threads:
+        copies = [
+            threads.submit(_download, account, bucket, root + name, folder / name) for name in names
+        ]
+        for copied in copies:
+            copied.result()
+
+
+@explained()
+def _download(account: Account, bucket: str, key: str, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with storage.replacing(path) as file:
+            account.client("s3").download_fileobj(
+                bucket, key, file, ExtraArgs={"ExpectedBucketOwner": account.id}
+            )
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {printable(str(path))}: {reason}") from error
+
+
 def read_json(account: Account, bucket: str, key: str) -> Any:
     """What an object says in JSON; None if it is not there, or is no JSON."""
     return parse(read(account, bucket, key))
-
-
-def parse(content: bytes | None) -> Any:
-    """What JSON says; None if it is none."""
-    try:
-        return json.loads(content or b"null")
-    except (ValueError, RecursionError):
-        return None
 
 
 @explained()

@@ -21,6 +21,7 @@ from launcher.request import LaunchCommand
 from txl_jax import run_folder
 from txl_jax.config import Config
 from txl_jax.errors import UserError
+from txl_jax.json_values import parse
 
 _MAKE_HOSTS = (
     *("zone", "image", "subnet", "reservation", "capacity_block", "nospot", "max_price"),
@@ -92,7 +93,7 @@ def read(account: Account, bucket: str, name: str) -> tuple[Record | None, str]:
     """The record of a run, None if there is none to be used, and its version in the bucket."""
     content, version = objects.read_version(account, bucket, key(name))
     try:
-        return _parsed(objects.parse(content)), version
+        return _parsed(parse(content)), version
     except (KeyError, TypeError, ValueError, UserError):
         return None, version
 

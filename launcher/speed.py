@@ -17,6 +17,7 @@ from launcher import objects, record
 from launcher.aws import Account
 from launcher.names import is_run_name
 from txl_jax.config import Config
+from txl_jax.json_values import parse
 
 _REMEMBERED = 5
 """Runs that are looked at, the latest first."""
@@ -74,7 +75,7 @@ def _told(account: Account, bucket: str, run: str, throughput: bool) -> Iterator
     """Tokens a second, as far as the run has told them yet."""
     name = f"launches/{run}/output-0.txt" if throughput else f"runs/{run}/metrics.jsonl"
     for line in (objects.read(account, bucket, name, _END_BYTES) or b"").splitlines():
-        told = objects.parse(line)
+        told = parse(line)
         try:
             speed = told["tokens_per_s"]["median"] if throughput else told["times/tokens_per_sec"]
             if math.isfinite(speed) and speed > 0:

@@ -7,7 +7,6 @@
 Whoever may write to the bucket may have written these: what is not of the right form is left out.
 """
 
-import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 from launcher import objects
 from launcher.aws import Account
 from txl_jax.heartbeat import FOLDER as HEARTBEATS
+from txl_jax.json_values import number, parse
+from txl_jax.story import METRICS, RESULTS
 
-METRICS, RESULTS = "metrics.jsonl", "results.json"
 _END_BYTES = 1 << 16
 """As much of the metrics as is read: hundreds of log lines."""
 
@@ -46,11 +46,11 @@ def read(account: Account, bucket: str, name: str) -> Status:
     logged = {}
     if sign.get("loss") is None and METRICS in known:
         logged = _last_logged(objects.read(account, bucket, f"{folder}/{METRICS}", _END_BYTES))
-    step = _number(sign.get("step", logged.get("step")))
+    step = number(sign.get("step", logged.get("step")))
     return Status(
         step=None if step is None else int(step),
-        loss=_number(sign.get("loss") or logged.get("learning/loss")),
-        tokens_per_s=_number(sign.get("tokens_per_s") or logged.get("times/tokens_per_sec")),
+        loss=number(sign.get("loss") or logged.get("learning/loss")),
+        tokens_per_s=number(sign.get("tokens_per_s") or logged.get("times/tokens_per_sec")),
         seen=max(seen, default=None),
         finished=RESULTS in known,
     )
@@ -69,18 +69,7 @@ def _last_logged(content: bytes | None) -> dict[str, Any]:
     """The last lines of metrics.jsonl, laid over one another."""
     logged: dict[str, Any] = {}
     for line in (content or b"").splitlines():
-        told = objects.parse(line)
+        told = parse(line)
         if isinstance(told, dict):
             logged |= told
     return logged
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # JSON's integers have no bounds
-        return None
-    return number if math.isfinite(number) else None

@@ -6,7 +6,6 @@ txl_jax.generate and txl_jax.evaluate.
 
 import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -14,10 +13,8 @@ from typing import Annotated, Literal
 import tyro
 
 from launcher import lookup, objects
-from launcher.aws import Account, explained
-from launcher.names import printable
+from launcher.aws import Account
 from launcher.options import OfBucket, RunName
-from txl_jax import storage
 from txl_jax.errors import UserError
 
 What = Literal["checkpoint", "samples", "logs", "all"]
@@ -30,7 +27,6 @@ _FILES: dict[What, str] = {
 """Which files of a run's folder, beside checkpoints."""
 _MARKER = re.compile(r"checkpoints/(best/)?(\d+)\.(\d+)/commit\.json")
 """Without it a checkpoint does not exist."""
-_DOWNLOADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +53,7 @@ def main(options: Options) -> int:
             f"s3://{bucket}/{root} has no {options.what}{' files' * (options.what == 'all')} yet"
         )
     folder = Path(options.to or f"runs/{options.name}")
-    with ThreadPoolExecutor(_DOWNLOADS) as threads:
-        copies = [
-            threads.submit(_download, account, bucket, root + name, folder / name)
-            for name in chosen
-        ]
-        for copied in copies:
-            copied.result()
+    objects.download(account, bucket, root, chosen, folder)
     print(f"{len(chosen)} files of {options.name} are in {folder}")
     return 0
 
@@ -100,16 +90,3 @@ def _is_within(name: str) -> bool:
     """Whether a key of S3, which can be anything, names a file within a folder."""
     parts = name.split("/")
     return {"", ".", ".."}.isdisjoint(parts) and not PurePosixPath(name).is_absolute()
-
-
-@explained()
-def _download(account: Account, bucket: str, key: str, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with storage.replacing(path) as file:
-            account.client("s3").download_fileobj(
-                bucket, key, file, ExtraArgs={"ExpectedBucketOwner": account.id}
-            )
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {printable(str(path))}: {reason}") from error
