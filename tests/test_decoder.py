@@ -12,7 +12,6 @@ import pytest
 from tests.test_model import POST, PRE, B, M, build, garbage, random_params, to_jax, tokens
 from txl_jax.config import ModelConfig
 from txl_jax.decoder import Cache, Decoder
-from txl_jax.generator import take_streams
 from txl_jax.model import Memory
 
 ROOM = 3
@@ -87,6 +86,6 @@ def test_streams_are_taken_as_they_are():
     layers, cache = decoder.fix(xl), decoder.make_room(decoder.begin(xl, garbage(cfg, M)))
     token, rows = to_jax(tokens(1)[0])[:, 0], jnp.asarray([2, 0])
     whole, _ = decoder.read(xl, layers, cache, token)
-    some, _ = decoder.read(xl, layers, take_streams(cache, rows), token[rows])
+    some, _ = decoder.read(xl, layers, decoder.take_streams(cache, rows), token[rows])
     assert whole.shape[0] == B
     np.testing.assert_allclose(some, whole[rows], rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ from txl_jax import sharding
 from txl_jax.config import ModelConfig
 from txl_jax.decoder import Cache, Decoder, FixedLayer
 from txl_jax.decoding import Beam
-from txl_jax.generator import TOKENS_AT_ONCE, PromptReader, take_streams
+from txl_jax.generator import TOKENS_AT_ONCE, PromptReader
 from txl_jax.model import Memory, TransformerXL, abstract
 from txl_jax.stops import ENDED
 
@@ -177,7 +177,7 @@ class BeamSearch:
         self._read_prompt = PromptReader(cfg, mesh, decoder)
 
         def begin(cache: Cache | Memory, token: jax.Array) -> tuple[Any, Beams]:
-            streams = take_streams(cache, jnp.zeros(beam.beam, jnp.int32))
+            streams = decoder.take_streams(cache, jnp.zeros(beam.beam, jnp.int32))
             return streams, Beams.start(beam, token)
 
         def steps(
@@ -188,7 +188,7 @@ class BeamSearch:
                 cache, beams = state
                 hidden, cache = decoder.read(xl, layers, cache, beams.token)
                 beams, done = grow(beams, xl.log_probs(hidden), beam, table)
-                return (take_streams(cache, done.going.parent), beams), done
+                return (decoder.take_streams(cache, done.going.parent), beams), done
 
             cache, beams = state
             return jax.lax.scan(step, (decoder.make_room(cache), beams), length=TOKENS_AT_ONCE)

@@ -18,13 +18,14 @@ from txl_jax.model import Memory, Recalled, TransformerXL, recalls
 class Cache(NamedTuple):
     """Keys and values of tokens that were read. There is room for more, so that none has to move.
 
-    The M of memory end where slot `end` begins.
+    The M of memory end where slot `end` begins. Heads of all streams are one axis: with an axis of
+    one stream, XLA for CPUs would copy an array four times to change one slot of it.
     """
 
     keys: list[jax.Array]
-    """For each layer [B, N, M + A, H]."""
+    """For each layer [B x N, M + A, H]."""
     values: list[jax.Array]
-    """For each layer [B, N, M + A, H]."""
+    """For each layer [B x N, M + A, H]."""
     filled: jax.Array
     """int32 scalar: as in `Memory`."""
     end: jax.Array
@@ -97,7 +98,8 @@ class Decoder:
         assert isinstance(recalled, Recalled)
         full = jnp.pad(recalled.keys_values, [(0, 0), (0, 0), (self.room, 0)] + [(0, 0)] * 3)
         by_head = full.transpose(3, 0, 1, 4, 2, 5)
-        keys, values = (list(layers) for layers in by_head)
+        slots = by_head.reshape(2, self.cfg.n_layer, -1, *by_head.shape[4:])
+        keys, values = (list(layers) for layers in slots)
         return Cache(keys, values, memory.filled, jnp.asarray(self.cfg.mem_len + self.room))
 
     def make_room(self, cache: Cache | Memory) -> Cache | Memory:
@@ -107,11 +109,21 @@ class Decoder:
         mem_len = self.cfg.mem_len
 
         def moved(slots: jax.Array) -> jax.Array:
-            newest = jax.lax.dynamic_slice_in_dim(slots, cache.end - mem_len, mem_len, 2)
-            return jnp.pad(newest, [(0, 0), (0, 0), (0, self.room), (0, 0)])
+            newest = jax.lax.dynamic_slice_in_dim(slots, cache.end - mem_len, mem_len, 1)
+            return jnp.pad(newest, [(0, 0), (0, self.room), (0, 0)])
 
         keys, values = jax.tree.map(moved, (cache.keys, cache.values))
         return Cache(keys, values, cache.filled, jnp.asarray(mem_len))
+
+    def take_streams(self, cache: Cache | Memory, rows: jax.Array) -> Any:
+        """The cache, or Memory, whose stream i is what stream rows[i] of `cache` was."""
+        if isinstance(cache, Memory):
+            return cache._replace(hidden=cache.hidden[:, rows])
+        heads = self.cfg.n_head * rows[:, None] + jnp.arange(self.cfg.n_head)
+        keys, values = jax.tree.map(
+            lambda slots: slots[heads.reshape(-1)], (cache.keys, cache.values)
+        )
+        return cache._replace(keys=keys, values=values)
 
     def read(
         self, xl: TransformerXL, layers: list[FixedLayer], cache: Cache | Memory, token: jax.Array
@@ -131,9 +143,9 @@ class Decoder:
         for i, fixed in enumerate(layers):
             layer = nnx.merge(graphdef, fixed.weights)
             q, newer = layer.queries(x)[:, 0], layer.keys_values(x)[:, 0]
-            where = (0, 0, cache.end, 0)
-            keys[i] = jax.lax.dynamic_update_slice(keys[i], newer[:, 0, :, None], where)
-            values[i] = jax.lax.dynamic_update_slice(values[i], newer[:, 1, :, None], where)
+            newer = newer.swapaxes(0, 1).reshape(2, -1, 1, newer.shape[-1])
+            for slots, new in zip((keys, values), newer, strict=True):
+                slots[i] = jax.lax.dynamic_update_slice_in_dim(slots[i], new, cache.end, 1)
             mixed = _mix(fixed, q, keys[i], values[i], mask, cache.end - mem_len)
             x = layer.feed_forward(layer.attended(x, mixed[:, None]))
         filled = jnp.minimum(cache.filled + 1, mem_len)
@@ -152,17 +164,20 @@ def _mix(
 
     Scores of all M + A slots are computed, and those of S used: no part of the cache is copied.
     """
+    batch, n_head, d_head = q.shape
     for_content, for_distance = (q + bias for bias in fixed.biases)
     wide: Any = {"preferred_element_type": jnp.float32}
+    # X: heads of all streams.
     with jax.named_scope("scores"):
-        content = jnp.einsum("BNH,BNSH->BNS", for_content, keys, **wide)
-        content = jax.lax.dynamic_slice_in_dim(content, first, mask.shape[0], 2)
-        score = content + jnp.einsum("BNH,NSH->BNS", for_distance, fixed.distances, **wide)
-        score = (score + fixed.distance_bias) * (q.shape[-1] ** -0.5)
+        content = jnp.einsum("XH,XSH->XS", for_content.reshape(-1, d_head), keys, **wide)
+        content = jax.lax.dynamic_slice_in_dim(content, first, mask.shape[0], 1)
+        position = jnp.einsum("BNH,NSH->BNS", for_distance, fixed.distances, **wide)
+        score = content.reshape(position.shape) + position + fixed.distance_bias
     with jax.named_scope("softmax"):
-        score = jnp.where(mask, score, jnp.finfo(jnp.float32).min)
+        score = jnp.where(mask, score * (d_head**-0.5), jnp.finfo(jnp.float32).min)
         weight = jax.nn.softmax(score, axis=-1).astype(values.dtype)
-        none = jnp.zeros(keys.shape[:3], values.dtype)
-        weight = jax.lax.dynamic_update_slice_in_dim(none, weight, first, 2)
+        none = jnp.zeros(keys.shape[:2], values.dtype)
+        weight = weight.reshape(batch * n_head, -1)
+        weight = jax.lax.dynamic_update_slice_in_dim(none, weight, first, 1)
     with jax.named_scope("values"):
-        return jnp.einsum("BNS,BNSH->BNH", weight, values)
+        return jnp.einsum("XS,XSH->XH", weight, values).reshape(q.shape)

@@ -67,14 +67,6 @@ class PromptReader:
         return cache
 
 
-def take_streams(cache: Cache | Memory, rows: jax.Array) -> Any:
-    """The cache, or Memory, whose stream i is what stream rows[i] of `cache` was."""
-    if isinstance(cache, Memory):
-        return cache._replace(hidden=cache.hidden[:, rows])
-    keys, values = jax.tree.map(lambda slots: slots[rows], (cache.keys, cache.values))
-    return cache._replace(keys=keys, values=values)
-
-
 class Drawn(NamedTuple):
     """The next tokens of each sample."""
 
@@ -127,7 +119,7 @@ class Generator:
             cache: Cache | Memory, recent: jax.Array, token: jax.Array, key: jax.Array
         ) -> _State:
             return _State(
-                take_streams(cache, jnp.zeros(samples, jnp.int32)),
+                decoder.take_streams(cache, jnp.zeros(samples, jnp.int32)),
                 jnp.full(samples, token),
                 jnp.tile(recent, (samples, 1)),
                 jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(samples)),
