@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txl_jax.dropout import LEVELS, draw_seeds, dropout, seeds_of
+from txl_jax.dropout import LEVELS, draw_seeds, dropout, relu_dropout, seeds_of
 
 SEED = draw_seeds(jax.random.key(5))
 ONES = jnp.ones((1000, 20))
@@ -89,3 +89,19 @@ def test_with_a_seed_for_each_row_rows_are_dropped_each_by_its_own():
 def test_dropping_is_not_multiplying():
     """0 x inf would be NaN; a dropped entry is 0 whatever it was."""
     assert set(np.unique(dropout(ONES * jnp.inf, 0.5, SEED))) == {0.0, np.inf}
+
+
+@pytest.mark.parametrize("rate, seed", [(0.3, SEED), (0.0, SEED), (0.3, None)])
+def test_with_relu_values_and_gradients_are_those_of_both_in_turn(rate, seed):
+    x, d_out = np.random.default_rng(2).standard_normal((2, *ONES.shape)).astype(np.float32)
+    x[0] = 0.0
+    out, pull = jax.vjp(lambda x: relu_dropout(x, rate, seed), jnp.asarray(x))
+    plain, pull_plain = jax.vjp(lambda x: dropout(jax.nn.relu(x), rate, seed), jnp.asarray(x))
+    np.testing.assert_array_equal(out, plain)
+    np.testing.assert_allclose(pull(jnp.asarray(d_out))[0], pull_plain(jnp.asarray(d_out))[0])
+
+
+def test_with_relu_the_backward_pass_has_only_the_output_kept_for_it():
+    out, pull = jax.vjp(lambda x: relu_dropout(x, 0.3, SEED), ONES)
+    (kept,) = jax.tree.leaves(pull)
+    np.testing.assert_array_equal(kept, out)

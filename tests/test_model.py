@@ -490,6 +490,22 @@ def test_remat_changes_memory_only():
     assert kept_for_backward(lean) < 0.7 * kept_for_backward(POST)
 
 
+def test_layers_one_by_one_give_what_the_loop_gives(monkeypatch):
+    """As GPUs have them."""
+    params, memory = random_params(POST), garbage(POST, 3)
+    inputs, targets = tokens(T)
+    expected = backward(POST, params, inputs, targets, memory)
+    monkeypatch.setattr(TransformerXL, "_unroll", lambda self: True)
+    unrolled = compiled_gradient.__wrapped__(POST)
+    arrays = to_jax(inputs), to_jax(targets), memory, jnp.ones(inputs.shape)
+    assert "stablehlo.while" not in unrolled.lower(params, *arrays).as_text()
+    (_, got), gradients = unrolled(params, *arrays)
+    got = Step(*got, gradients)
+    np.testing.assert_allclose(got.loss, expected.loss, atol=1e-6)
+    np.testing.assert_allclose(got.memory.hidden, expected.memory.hidden, atol=1e-6)
+    assert_same_trees(got.gradients, expected.gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_evaluation_may_use_other_lengths_with_the_same_weights():
     params = random_params(POST)
     inputs, targets = tokens(12)

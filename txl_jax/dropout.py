@@ -51,6 +51,31 @@ def _backward(dropped: int, seeds: jax.Array, d_out: jax.Array) -> tuple[jax.Arr
 _dropout.defvjp(_forward, _backward)
 
 
+def relu_dropout(x: jax.Array, rate: float, seeds: jax.Array | None) -> jax.Array:
+    """`dropout(relu(x), rate, seeds)`; the backward pass needs no more of it than what it gives."""
+    return _relu_dropout(0 if seeds is None else round(rate * LEVELS), x, seeds)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _relu_dropout(dropped: int, x: jax.Array, seeds: jax.Array | None) -> jax.Array:
+    return dropout(jax.nn.relu(x), dropped / LEVELS, seeds)
+
+
+def _relu_forward(
+    dropped: int, x: jax.Array, seeds: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    out = _relu_dropout(dropped, x, seeds)
+    return out, out
+
+
+def _relu_backward(dropped: int, out: jax.Array, d_out: jax.Array) -> tuple[jax.Array, None]:
+    scale = jnp.asarray(kept_scale(dropped), d_out.dtype)
+    return jnp.where(out > 0, d_out * scale, jnp.zeros((), d_out.dtype)), None
+
+
+_relu_dropout.defvjp(_relu_forward, _relu_backward)
+
+
 def kept_scale(dropped: int) -> float:
     """What an entry that is kept is multiplied by; `dropped` is the rate x LEVELS."""
     return LEVELS / (LEVELS - dropped)

@@ -20,7 +20,7 @@ import numpy as np
 
 from txl_jax import torch_files
 from txl_jax.errors import UserError
-from txl_jax.model import LAYER_NORM_EPS
+from txl_jax.layer_norm import LAYER_NORM_EPS
 from txl_jax.safe_pickle import Record
 
 Tensors = dict[str, np.ndarray]

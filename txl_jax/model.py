@@ -15,9 +15,8 @@ from txl_jax import attention
 from txl_jax.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from txl_jax.checks import check_model
 from txl_jax.config import ModelConfig
-from txl_jax.dropout import draw_seeds, dropout, seeds_of
-
-LAYER_NORM_EPS = 1e-5
+from txl_jax.dropout import draw_seeds, dropout, relu_dropout, seeds_of
+from txl_jax.layer_norm import LayerNorm
 
 
 class Memory(NamedTuple):
@@ -65,21 +64,6 @@ def recalls(cfg: ModelConfig) -> bool:
     In attn_type 2 and 3 keys change as tokens grow older, and without memory there are none.
     """
     return cfg.attn_type in (0, 1) and cfg.mem_len > 0
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, statistics in float32."""
-
-    def __init__(self, d_model: int, init_std: float, rngs: nnx.Rngs):
-        self.scale = nnx.Param(1.0 + init_std * jax.random.normal(rngs.params(), (d_model,)))
-        self.bias = nnx.Param(jnp.zeros((d_model,)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)
-        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class Layer(nnx.Module):
@@ -193,8 +177,8 @@ class Layer(nnx.Module):
         with jax.named_scope("feed_forward"):
             inner = self.norm_feed_forward(x) if cfg.pre_lnorm else x
             inner = jnp.einsum("BTD,DF->BTF", inner, self.w_in[...].astype(dtype))
-            inner = jax.nn.relu(inner + self.b_in[...].astype(dtype))
-            inner = dropout(inner, cfg.dropout, seeds_inner)
+            inner = inner + self.b_in[...].astype(dtype)
+            inner = relu_dropout(inner, cfg.dropout, seeds_inner)
             out = jnp.einsum("BTF,FD->BTD", inner, self.w_out[...].astype(dtype))
             out = x + dropout(out + self.b_out[...].astype(dtype), cfg.dropout, seeds_output)
             return out if cfg.pre_lnorm else self.norm_feed_forward(out)
@@ -349,7 +333,7 @@ class TransformerXL(nnx.Module):
             biases if cfg.untie_r else None,
             seeds_layers,
         )
-        x, slots = jax.lax.scan(one_layer, x, scanned)
+        x, slots = jax.lax.scan(one_layer, x, scanned, unroll=self._unroll())
         filled = jnp.minimum(memory.filled + tgt_len, mem_len)
         if recalled:
             return dropout(x, cfg.dropout, seeds_out), Recalled(slots, memory.distances, filled)
@@ -374,6 +358,15 @@ class TransformerXL(nnx.Module):
 
         _, (keys_values, distances) = jax.lax.scan(of_layer, None, (stacked, memory.hidden))
         return Recalled(keys_values, distances, memory.filled)
+
+    def _unroll(self) -> bool:
+        """Whether the layers are compiled one by one, and not as a loop.
+
+        On GPUs a loop copies what each layer keeps and needs out of stacked arrays and into them,
+        a quarter of a step. On CPUs it costs less than the time to compile so much. What is meant
+        to save memory, layer by layer, stays a loop.
+        """
+        return jax.devices()[0].platform == "gpu" and not self.cfg.remat and self.gather is None
 
     def loss(self, hidden: jax.Array, targets: jax.Array) -> jax.Array:
         """Loss, float32 [B, T], of targets int32 [B, T] that follow hidden [B, T, D]."""
