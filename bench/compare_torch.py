@@ -1,14 +1,17 @@
-"""Times the original PyTorch implementation and this one, in turns, on this machine's CPU.
+"""Times the original PyTorch implementation and this one, in turns, on this machine.
 
     python -m bench.compare_torch --reference PATH [--python PYTHON]
         [--shapes tiny enwik8 small] [--parts train evaluate generate] [--pairs 7]
+        [--dtype bfloat16] [--compiled]
 
 PATH is a checkout of github.com/kimiyoung/transformer-xl, PYTHON an interpreter that has PyTorch;
-neither is part of this project. Both train with dropout 0.1, clipping and Adam in float32 on 2
-threads. Evaluation reads segments with the batch of training, generation draws tokens one by one
-with batch 1. While one works, the other waits; a machine that does something else between the turns
-changes a pair's times, not the medians of many. Prints a line of JSON for each shape and part, and
-a table at the end.
+neither is part of this project. Both train with dropout 0.1 and clipping. On CPUs both have Adam,
+float32 and 2 threads. On a GPU the shapes are `base` and `large`, the original has Adam and this
+project the LAMB of these configs; 16 bits are autocast there, and products of float32 are made in
+TF32 on both sides. Evaluation reads segments with the batch of training, generation draws tokens
+one by one with batch 1, but not from an adaptive softmax, from which the original cannot. While one
+works, the other waits; a machine that does something else between the turns changes a pair's times,
+not the medians of many. Prints a line of JSON for each shape and part, and a table at the end.
 """
 
 import json
@@ -20,11 +23,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
+
+import jax
 
 from bench import shapes
 from bench.__main__ import check_known, warn_if_busy
-from txl_jax.config import parse_words
+from txl_jax.adaptive import tied_projections
+from txl_jax.config import Config, parse_words
 from txl_jax.errors import UserError, run_command
 
 THREADS = 2
@@ -41,12 +47,16 @@ class Arguments:
     """Checkout of the original."""
     python: str = sys.executable
     """Interpreter that has PyTorch."""
-    shapes: tuple[str, ...] = shapes.CPU
-    """Of bench/shapes.py."""
+    shapes: tuple[str, ...] = ()
+    """Of bench/shapes.py; none: those for this machine's devices."""
     parts: tuple[str, ...] = ("train", "evaluate", "generate")
     """What of each."""
     pairs: int = 7
     """Turns of each."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """To compute in, where it is not the shape's own."""
+    compiled: bool = False
+    """The original through `torch.compile`."""
 
 
 class Worker:
@@ -143,7 +153,10 @@ def table(found: list[dict[str, Any]]) -> str:
 def main(words: list[str]) -> int:
     """Raises UserError: no checkout, no PyTorch, a shape or part that there is not."""
     arguments = parse_words(Arguments, None, "python -m bench.compare_torch", __doc__ or "", words)
-    check_known("shape", arguments.shapes, list(shapes.CPU))
+    # Three processes share a GPU.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    named = arguments.shapes or shapes.here()
+    check_known("shape", named, [*shapes.CPU, *shapes.GPU])
     check_known("part", arguments.parts, list(Arguments.parts))
     if arguments.pairs < 1:
         raise UserError(f"--pairs is {arguments.pairs}; it has to be at least 1")
@@ -151,17 +164,19 @@ def main(words: list[str]) -> int:
     check_torch(arguments.python)
     warn_if_busy()
     found = []
-    for name in arguments.shapes:
+    for name in named:
+        cfg = shapes.shape(name, arguments.dtype)
         theirs_command = [arguments.python, str(_FOLDER / "original_worker.py"), str(reference)]
-        ours_command = [sys.executable, "-m", "bench.our_worker", name]
+        ours_command = [sys.executable, "-m", "bench.our_worker", name, cfg.model.dtype]
         with ExitStack() as running:
-            theirs = running.enter_context(
-                Worker("the original", [*theirs_command, json.dumps(as_original(name))])
-            )
+            shape = json.dumps(as_original(cfg, arguments.compiled))
+            theirs = running.enter_context(Worker("the original", [*theirs_command, shape]))
             ours = running.enter_context(Worker("this project", ours_command))
             theirs.wait_until_ready()
             ours.wait_until_ready()
             for part in arguments.parts:
+                if part == "generate" and cfg.model.cutoffs:
+                    continue
                 pairs = in_turns(theirs, ours, part, arguments.pairs)
                 found.append(summary(name, part, pairs))
                 print(json.dumps(found[-1]), flush=True)
@@ -191,16 +206,21 @@ def check_torch(python: str) -> None:
         raise UserError(f"{python} cannot import torch ({said}): name one that can, with --python")
 
 
-def as_original(name: str) -> dict[str, Any]:
+def as_original(cfg: Config, compiled: bool) -> dict[str, Any]:
     """What `original_worker` wants to know of a shape."""
-    cfg = shapes.shape(name)
+    model = cfg.model
     shape = "n_token", "n_layer", "n_head", "d_model", "d_head", "d_inner", "tgt_len", "mem_len"
+    rates = "dropout", "dropatt", "d_embed", "div_val"
     return {
-        "model": {field: getattr(cfg.model, field) for field in (*shape, "dropout", "dropatt")},
+        "model": {field: getattr(model, field) for field in (*shape, *rates)}
+        | {"cutoffs": list(model.cutoffs), "tie_projs": list(tied_projections(model))},
         "batch": cfg.train.batch,
         "lr": cfg.optim.lr,
         "clip": cfg.optim.clip,
         "threads": THREADS,
+        "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
+        "dtype": model.dtype,
+        "compiled": compiled,
     }
 
 

@@ -3,8 +3,9 @@
     python original_worker.py PATH SHAPE
 
 PATH is a checkout of the original, SHAPE a JSON object with its arguments and `batch`, `lr`,
-`clip`, `threads`. For every line `train N`, `evaluate N` or `generate N` on standard input it makes
-N steps, segments or tokens, and prints the seconds of each as a JSON list.
+`clip`, `threads`, `device`, `dtype` and `compiled`. For every line `train N`, `evaluate N` or
+`generate N` on standard input it makes N steps, segments or tokens, and prints the seconds of each
+as a JSON list.
 """
 
 import json
@@ -21,19 +22,25 @@ def steps(path: Path, shape: dict[str, Any]) -> dict[str, Callable[[], None]]:
 
     torch.set_num_threads(shape["threads"])
     torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = True
     sys.path[:0] = [str(path), str(path / "utils")]
     # Today's PyTorch wants masks of bools where the original makes bytes.
     torch.Tensor.byte = torch.Tensor.bool
+    # In 16 bits it writes products into rows of float32.
+    copy = torch.Tensor.index_copy_
+    torch.Tensor.index_copy_ = lambda self, dim, index, source: copy(
+        self, dim, index, source.to(self.dtype)
+    )
     from mem_transformer import MemTransformerLM  # pyright: ignore[reportMissingImports]
 
     batch, tgt_len = shape["batch"], shape["model"]["tgt_len"]
-    model = MemTransformerLM(**shape["model"], ext_len=0, tie_weight=True)
+    model = MemTransformerLM(**shape["model"], ext_len=0, tie_weight=True).to(shape["device"])
     n_token = shape["model"]["n_token"]
     for weight in model.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.02)
     optimizer = torch.optim.Adam(model.parameters(), lr=shape["lr"])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10_000)
-    tokens = torch.randint(n_token, (64, tgt_len + 1, batch))
+    tokens = torch.randint(n_token, (64, tgt_len + 1, batch), device=shape["device"])
 
     def segments() -> Iterator[Any]:
         while True:
@@ -41,6 +48,14 @@ def steps(path: Path, shape: dict[str, Any]) -> dict[str, Callable[[], None]]:
 
     source = segments()
     memory: dict[str, Any] = {"train": (), "evaluate": (), "generate": ()}
+    called = torch.compile(model) if shape["compiled"] else model
+    sixteen = shape["dtype"] != "float32"
+    dtype = getattr(torch, shape["dtype"])
+
+    def loss_of(segment: Any, what: str) -> Any:
+        with torch.autocast(shape["device"], dtype, enabled=sixteen):
+            loss, *memory[what] = called(segment[:-1], segment[1:], *memory[what])
+            return loss.mean()
 
     def begin(what: str, length: int) -> None:
         model.train(what == "train")
@@ -50,8 +65,7 @@ def steps(path: Path, shape: dict[str, Any]) -> dict[str, Callable[[], None]]:
         begin("train", tgt_len)
         segment = next(source)
         model.zero_grad()
-        loss, *memory["train"] = model(segment[:-1], segment[1:], *memory["train"])
-        loss.mean().backward()
+        loss_of(segment, "train").backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), shape["clip"])
         optimizer.step()
         schedule.step()
@@ -60,10 +74,9 @@ def steps(path: Path, shape: dict[str, Any]) -> dict[str, Callable[[], None]]:
         begin("evaluate", tgt_len)
         segment = next(source)
         with torch.no_grad():
-            loss, *memory["evaluate"] = model(segment[:-1], segment[1:], *memory["evaluate"])
-            loss.mean().item()
+            loss_of(segment, "evaluate").item()
 
-    last = torch.zeros((1, 1), dtype=torch.long)
+    last = torch.zeros((1, 1), dtype=torch.long, device=shape["device"])
 
     def generate() -> None:
         begin("generate", 1)
@@ -74,7 +87,15 @@ def steps(path: Path, shape: dict[str, Any]) -> dict[str, Callable[[], None]]:
             logits = torch.nn.functional.linear(hidden[-1], output.weight, output.bias)
             last.copy_(torch.multinomial(torch.softmax(logits, -1), 1))
 
-    return {"train": train, "evaluate": evaluate, "generate": generate}
+    def waited(once: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            once()
+            if shape["device"] == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    return {once.__name__: waited(once) for once in (train, evaluate, generate)}
 
 
 def main(path: str, shape: str) -> None:

@@ -1,4 +1,4 @@
-"""This project at work, for `bench.compare_torch`: `python -m bench.our_worker SHAPE`.
+"""This project at work, for `bench.compare_torch`: `python -m bench.our_worker SHAPE DTYPE`.
 
 What it is asked and answers is that of `original_worker`.
 """
@@ -13,6 +13,7 @@ import numpy as np
 
 from bench import shapes
 from txl_jax import host_memory, sharding
+from txl_jax.config import Config
 from txl_jax.decoding import Sampling
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
@@ -23,8 +24,8 @@ from txl_jax.throughput import open_streams, zipf
 Seconds = list[float]
 
 
-def train(name: str) -> Callable[[int], Seconds]:
-    cfg, streams = open_streams(shapes.with_steps(shapes.shape(name), 1000), Peers(None))
+def train(cfg: Config) -> Callable[[int], Seconds]:
+    cfg, streams = open_streams(shapes.with_steps(cfg, 1000), Peers(None))
     mesh = sharding.make_mesh()
     state, step, done = init_state(cfg, mesh), make_train_step(cfg, mesh, len(streams)), 0
 
@@ -42,8 +43,8 @@ def train(name: str) -> Callable[[int], Seconds]:
     return run
 
 
-def evaluate(name: str) -> Callable[[int], Seconds]:
-    cfg, mesh = shapes.shape(name), sharding.make_mesh()
+def evaluate(cfg: Config) -> Callable[[int], Seconds]:
+    mesh = sharding.make_mesh()
     params, batch = init_state(cfg, mesh).params, cfg.train.batch
     ends: Seconds = []
     evaluator = Evaluator(
@@ -60,8 +61,8 @@ def evaluate(name: str) -> Callable[[int], Seconds]:
     return run
 
 
-def generate(name: str) -> Callable[[int], Seconds]:
-    cfg, mesh = shapes.shape(name), sharding.make_mesh()
+def generate(cfg: Config) -> Callable[[int], Seconds]:
+    mesh = sharding.make_mesh()
     params = init_state(cfg, mesh).params
     at_once = 32
     draw = Generator(cfg.model, mesh, Sampling(), at_once=at_once)
@@ -75,9 +76,10 @@ def generate(name: str) -> Callable[[int], Seconds]:
     return run
 
 
-def main(name: str) -> None:
+def main(name: str, dtype: str) -> None:
     host_memory.keep_freed(sharding.make_mesh())
-    known = {what.__name__: what(name) for what in (train, evaluate, generate)}
+    cfg = shapes.shape(name, dtype)
+    known = {what.__name__: what(cfg) for what in (train, evaluate, generate)}
     print("ready", flush=True)
     for line in sys.stdin:
         what, number = line.split()

@@ -11,13 +11,18 @@ CPU = ("tiny", "enwik8", "small")
 GPU = ("base", "large")
 
 
-def shape(name: str) -> Config:
+def shape(name: str, dtype: str | None = None) -> Config:
     """The config of a shape, on synthetic tokens, for one device.
 
     `tiny`, `enwik8` and `small` are those for which the original was timed: dropout 0.1, clip 0.25,
     Adam, float32. `base` is NVIDIA's base model with 32 sequences, `large` the fork's LARGE with
-    16, both in bfloat16.
+    16, both in bfloat16. `dtype` takes the place of a shape's own.
     """
+    cfg = _shape(name)
+    return _on(cfg, dtype=dtype) if dtype else cfg
+
+
+def _shape(name: str) -> Config:
     if name == "tiny":
         return _small(ModelConfig(65, 4, 4, 128, 32, 512, tgt_len=64, mem_len=64), batch=16)
     if name == "enwik8":
