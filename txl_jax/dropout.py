@@ -61,9 +61,7 @@ def _relu_dropout(dropped: int, x: jax.Array, seeds: jax.Array | None) -> jax.Ar
     return dropout(jax.nn.relu(x), dropped / LEVELS, seeds)
 
 
-def _relu_forward(
-    dropped: int, x: jax.Array, seeds: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+def _relu_forward(dropped: int, x: jax.Array, seeds: jax.Array | None) -> tuple[Any, Any]:
     out = _relu_dropout(dropped, x, seeds)
     return out, out
 
