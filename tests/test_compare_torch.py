@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare_torch import Worker, in_turns, main, summary, table
+from bench import shapes
+from bench.compare_torch import Worker, as_original, in_turns, main, summary, table
 from txl_jax.errors import UserError
 
 pytestmark = pytest.mark.processes
@@ -60,3 +61,11 @@ def test_a_python_without_pytorch_is_said(tmp_path: Path):
     (tmp_path / "mem_transformer.py").touch()
     with pytest.raises(UserError, match="cannot import torch"):
         main(["--reference", str(tmp_path), "--python", str(tmp_path / "no_python")])
+
+
+def test_the_original_is_told_of_clusters_and_of_the_type():
+    told = as_original(shapes.shape("large", "float32"), compiled=True)
+    assert told["model"]["cutoffs"] == [20000, 40000, 200000] and told["model"]["div_val"] == 4
+    assert told["model"]["tie_projs"] == [False, True, True, True]
+    assert (told["device"], told["dtype"], told["compiled"]) == ("cpu", "float32", True)
+    assert as_original(shapes.shape("large"), compiled=False)["dtype"] == "bfloat16"
