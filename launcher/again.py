@@ -13,15 +13,19 @@ from launcher import corpus, hardware, lookup, objects, reach, record, setup
 from launcher.aws import Account
 from launcher.corpus import Corpus
 from launcher.hold import Hold, new_attempt
+from launcher.names import PROG
 from launcher.progress import Progress
 from launcher.record import Record
+from launcher.request import LaunchCommand
 from launcher.runs import Run
 from launcher.shared import Shared
 from launcher.source import Source
+from txl_jax import config
 from txl_jax.errors import UserError
 
 SSH_SECONDS = 600.0
 """For which a host may take from its start until SSH answers."""
+_TRIES = 5
 
 
 def known_launch(account: Account, run: Run) -> tuple[str, Record, str]:
@@ -50,6 +54,25 @@ def check_whole(account: Account, run: Run, known: Record) -> None:
         )
 
 
+def command_of(
+    account: Account, bucket: str, name: str, known: Record, private_ip: bool
+) -> LaunchCommand:
+    """The command that launched a run, as its record tells, for hosts in the same account.
+
+    Raises UserError if its words are none of a launch any more.
+    """
+    typed = config.parse(PROG, list(known.words), LaunchCommand)
+    return dataclasses.replace(
+        typed,
+        experiment=known.config,
+        name=name,
+        region=account.region,
+        bucket=bucket,
+        private_ip=private_ip,
+        **known.options,
+    )
+
+
 @contextlib.contextmanager
 def kept_source(account: Account, bucket: str, known: Record) -> Iterator[Path]:
     """The archive that a run was launched with, brought from S3 for as long as the block lasts.
@@ -71,6 +94,23 @@ def keep_source(account: Account, bucket: str, known: Record, source: Source) ->
     objects.write(account, bucket, source_key(source.sha256), source.path.read_bytes())
     revision = source.revision + "-dirty" * source.dirty
     return dataclasses.replace(known, source=source.sha256, revision=revision)
+
+
+def ask(account: Account, bucket: str, name: str, wish: str) -> None:
+    """Writes into the record of a run what a person asks of it; what drives its hosts lets go.
+
+    Does nothing where no record is. Raises UserError if it cannot be written.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        known, version = record.read(account, bucket, name)
+        if known is None:
+            return
+        try:
+            take_hold(account, bucket, name, dataclasses.replace(known, wish=wish), version)
+            return
+        except UserError:  # a watcher has written it meanwhile
+            if not tries_left:
+                raise
 
 
 def take_hold(account: Account, bucket: str, name: str, known: Record, version: str) -> Hold:

@@ -47,6 +47,10 @@ _DEAD = ("shutting-down", "terminated")
 _STOPPED = ("stopping", "stopped")
 
 
+class Full(UserError):
+    """No zone has room for the hosts."""
+
+
 class Stopped(UserError):
     """Hosts of a launch were stopped meanwhile: they are kept."""
 
@@ -95,6 +99,15 @@ class Order:
     """US dollars an hour of one host in a zone, for the tag."""
     again: bool = False
     """The launch may have started hosts a moment ago, before it was cut off."""
+    number: int | None = None
+    """Of the one host that is wanted, beside those of the launch that stand; None: all hosts."""
+    round: int = 0
+    """Tells this request of the launch from earlier ones, whose hosts are gone."""
+
+    @property
+    def wanted(self) -> int:
+        """Hosts that the request starts."""
+        return self.count if self.number is None else 1
 
 
 def check_reachable(kind: InstanceType, count: int, private_ip: bool) -> None:
@@ -130,8 +143,8 @@ def start(
       say: is told, in a line, of every zone without room and of long waits.
       held: tells whether the launch is still this command's; otherwise nothing is terminated.
 
-    Raises UserError if no zone has room (with each zone's answer), for a quota, if AWS refuses, or
-    if the hosts do not come up; Stopped if they were stopped, which leaves them as they are.
+    Raises Full if no zone has room, with each zone's answer; UserError for a quota, if AWS refuses,
+    or if the hosts do not come up; Stopped if they were stopped, which leaves them as they are.
     """
     check_reachable(order.kind, order.count, order.private_ip)
     answers, asked = [], []
@@ -165,7 +178,21 @@ def start(
                 f"{account.command('kill', order.name)}"
             ) from end
         raise
-    raise UserError(_all_full(order, answers))
+    raise Full(_all_full(order, answers))
+
+
+@explained()
+def start_one(account: Account, order: Order, zone: str, say: Callable[[str], None]) -> str:
+    """Starts the host `order.number` beside those that stand; its id, before it runs.
+
+    The same order is answered with the same host, also where that has died meanwhile.
+
+    Raises Full if the zone has no room, UserError for a quota or if AWS refuses.
+    """
+    found = _request(account, order, zone, say)
+    if isinstance(found, str):
+        raise Full(f"no room for host {order.number} of {order.name} in {zone}: {found}")
+    return found[0]
 
 
 @explained()
@@ -240,12 +267,23 @@ def terminate(account: Account, hosts: Iterable[Host]) -> None:
 
 
 @explained()
+def until_terminated(account: Account, hosts: Iterable[Host]) -> None:
+    """Waits until hosts that were terminated count against no quota any more."""
+    _wait_until_terminated(account, [host.instance_id for host in hosts])
+
+
+@explained()
 def wait(account: Account, run: Run, state: str) -> Run:
     """The run, as EC2 tells of it when all its hosts are in a state.
 
     Raises UserError if some have come to another end, or take too long.
     """
-    instance_ids = [host.instance_id for host in run.hosts]
+    return wait_for(account, run.name, [host.instance_id for host in run.hosts], state)
+
+
+@explained()
+def wait_for(account: Account, name: str, instance_ids: list[str], state: str) -> Run:
+    """As `wait`, for hosts of the run `name`, all of one launch, by their ids."""
     deadline = time.monotonic() + _STATE_SECONDS
     while True:
         instances = _describe(account, instance_ids)
@@ -253,9 +291,9 @@ def wait(account: Account, run: Run, state: str) -> Run:
         if found == {state} and len(instances) == len(instance_ids):
             return _only(instances)
         if "terminated" in found:
-            raise UserError(f"hosts of {run.name} are terminated: {_why_dead(instances)}")
+            raise UserError(f"hosts of {name} are terminated: {_why_dead(instances)}")
         if time.monotonic() > deadline:
-            raise UserError(f"hosts of {run.name} are {', '.join(sorted(found))}, not {state}")
+            raise UserError(f"hosts of {name} are {', '.join(sorted(found))}, not {state}")
         time.sleep(POLL_SECONDS)
 
 
@@ -342,7 +380,11 @@ def _of_the_first_request(account: Account, order: Order, zone: str) -> list[str
 
     That happens when the launch was cut off and its parameters are new, such as the spot price.
     """
-    here = [host for host in _standing_by_now(account, order) if host.zone == zone]
+    here = [
+        host
+        for host in _standing_by_now(account, order)
+        if host.zone == zone and order.number in (None, host.index)
+    ]
     if not here:
         return "the hosts that this launch had there are gone"
     return [host.instance_id for host in here]
@@ -353,9 +395,9 @@ def _parameters(account: Account, order: Order, zone: str) -> dict[str, Any]:
     tags = [{"Key": key, "Value": value} for key, value in _tags(account, order, zone).items()]
     tagged = ["instance", "volume", "network-interface"]
     parameters: dict[str, Any] = {
-        "ClientToken": hashlib.sha256(f"{order.launch} {zone}".encode()).hexdigest(),
-        "MinCount": order.count,
-        "MaxCount": order.count,
+        "ClientToken": _token(order, zone),
+        "MinCount": order.wanted,
+        "MaxCount": order.wanted,
         "InstanceType": order.kind.name,
         "ImageId": image.id,
         "KeyName": standing.key_name,
@@ -401,11 +443,22 @@ def _parameters(account: Account, order: Order, zone: str) -> dict[str, Any]:
     return parameters
 
 
+def _token(order: Order, zone: str) -> str:
+    """EC2 answers a request with a token that it knows with what that has started."""
+    parts = [order.launch, zone]
+    if order.round:
+        parts.append(f"round {order.round}")
+    if order.number is not None:
+        parts.append(f"host {order.number}")
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
 def _tags(account: Account, order: Order, zone: str) -> dict[str, str]:
     price = order.prices.get(zone)
     return {
         **order.tags,
         **({} if price is None else {names.TAG_PRICE: f"{price:g}"}),
+        **({} if order.number is None else _number_tags(order.name, order.number)),
         names.TAG_MADE_BY: names.MADE_BY,
         names.TAG_RUN: names.check_run_name(order.name),
         names.TAG_LAUNCH: order.launch,
@@ -413,6 +466,10 @@ def _tags(account: Account, order: Order, zone: str) -> dict[str, str]:
         names.TAG_SPOT: "true" if order.spot else "false",
         names.TAG_USER: order.image.user,
     }
+
+
+def _number_tags(name: str, number: int) -> dict[str, str]:
+    return {names.TAG_HOST: str(number), names.TAG_NAME: f"{name}-{number}"}
 
 
 def _efa_cards(kind: InstanceType, count: int) -> set[int]:
@@ -453,7 +510,7 @@ def _all_running(account: Account, order: Order, instance_ids: list[str]) -> Run
             raise _stopped(account, order)
         if any(state in _DEAD for state in states) or len(instance_ids) != order.count:
             _terminate(account, sorted(set(instance_ids) - _dead(instances)))
-            _until_terminated(account, instance_ids)
+            _wait_until_terminated(account, instance_ids)
             return _why_dead(instances) or f"only {len(instance_ids)} of {order.count} hosts stand"
         if states == ["running"] * order.count:
             return _numbered(account, order, instances)
@@ -466,7 +523,7 @@ def _all_running(account: Account, order: Order, instance_ids: list[str]) -> Run
         time.sleep(POLL_SECONDS)
 
 
-def _until_terminated(account: Account, instance_ids: list[str]) -> None:
+def _wait_until_terminated(account: Account, instance_ids: list[str]) -> None:
     """They count against the quota until then, and the next zone's would exceed it."""
     deadline = time.monotonic() + _STATE_SECONDS
     while time.monotonic() < deadline:
@@ -482,8 +539,7 @@ def _numbered(account: Account, order: Order, instances: list[dict[str, Any]]) -
     for instance in instances:
         tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
         # A launch that was cut off may have numbered some: EC2's own numbering is always the same.
-        index = str(instance.get("AmiLaunchIndex", 0))
-        new = {names.TAG_HOST: index, names.TAG_NAME: f"{order.name}-{index}"}
+        new = _number_tags(order.name, instance.get("AmiLaunchIndex", 0))
         if new.items() <= tags.items():
             continue
         ec2.create_tags(

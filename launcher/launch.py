@@ -20,13 +20,14 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from launcher import again, corpus, ec2, listed, names, plan, record, setup, speed, standing
+from launcher import again, corpus, ec2, listed, plan, record, setup, speed, standing
 from launcher.amounts import dollars
 from launcher.aws import Account
-from launcher.bootstrap import HostKey, user_data
+from launcher.bootstrap import HostKey
 from launcher.corpus import Corpus
 from launcher.hold import Hold, new_attempt
 from launcher.on_host.keeper import KEEP, StopRules
+from launcher.order import order_of
 from launcher.plan import Plan, Rental
 from launcher.progress import Progress
 from launcher.record import Record
@@ -44,7 +45,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SSH_SECONDS = again.SSH_SECONDS
 _FRESH = timedelta(minutes=15)
 """EC2 shows what was started long before that; so does what it has terminated."""
-_NEVER_HOURS = 24.0 * 365 * 10
 _SHORT = 60.0
 _DECLINED_STATUS = 1
 
@@ -161,7 +161,15 @@ class _Launch:
         undo.holds(hold)
         host_key = HostKey.of(made.key_path.read_bytes(), launch)
         progress.begin("hosts")
-        order = self._order(made, written, host_key)
+        order = order_of(
+            command,
+            written,
+            self.rental.kind,
+            self.rental.image,
+            self.rental.prices,
+            made,
+            again=self._earlier(written.launch) is not None,
+        )
         run = ec2.start(self.account, order, progress.say, lambda: not hold.lost())
         undo.started(run.hosts)
         hold.check()
@@ -236,33 +244,6 @@ class _Launch:
             self.account, made.bucket, self.request.command.name, written, self.plan.version
         )
         return written
-
-    def _order(self, made: Standing, written: Record, host_key: HostKey) -> ec2.Order:
-        command, rental = self.request.command, self.rental
-        rules = StopRules(max_hours=_NEVER_HOURS if command.keep else command.max_hours)
-        return ec2.Order(
-            name=command.name,
-            launch=written.launch,
-            kind=rental.kind,
-            image=rental.image,
-            count=self.plan.machines,
-            standing=made,
-            zones=written.zones,
-            spot=rental.spot,
-            max_price=command.max_price,
-            user_data=user_data(host_key, rental.image.user, rules),
-            tags={
-                names.TAG_CONFIG: command.config,
-                names.TAG_LOGDIR: self.plan.logdir,
-                names.TAG_HOST_KEY: host_key.public,
-                names.TAG_STARTED: written.started.isoformat(timespec="seconds"),
-            },
-            reservation=command.reservation,
-            capacity_block=command.capacity_block,
-            private_ip=command.private_ip,
-            prices=rental.prices,
-            again=self._earlier(written.launch) is not None,
-        )
 
     def _work(self, made: Standing, run: Run) -> setup.Work:
         kind = self.rental.kind

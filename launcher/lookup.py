@@ -4,8 +4,9 @@ import dataclasses
 
 from botocore.exceptions import ClientError
 
-from launcher import log_bucket, names, runs
+from launcher import log_bucket, names, record, runs
 from launcher.aws import Account, error_code, explained
+from launcher.names import printable
 from launcher.runs import Run
 from txl_jax.config import nearest
 from txl_jax.errors import UserError
@@ -51,6 +52,21 @@ def check_own(account: Account, run: Run, force: bool) -> None:
     if run.owner != account.caller and not force:
         raise UserError(
             f"the run {run.name} was launched by {run.owner or 'somebody unknown'}, and you are "
+            f"{account.caller}; --force does it all the same"
+        )
+
+
+def check_owner(account: Account, bucket: str, name: str, force: bool) -> None:
+    """As `check_own`, of a run whose hosts may be gone; raises UserError also for no such run."""
+    known, _ = record.read(account, bucket, name)
+    if known is None:
+        raise UserError(
+            f"s3://{bucket} knows of no launch of a run {name}: "
+            f"{account.command('ls', '--all')} lists the runs"
+        )
+    if known.owner != account.caller and not force:
+        raise UserError(
+            f"the run {name} was launched by {printable(known.owner)}, and you are "
             f"{account.caller}; --force does it all the same"
         )
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def read_json(account: Account, bucket: str, key: str) -> Any:
 @explained()
 def write(
     account: Account, bucket: str, key: str, content: bytes, replaces: str | None = None
-) -> None:
-    """Makes an object, or replaces one.
+) -> str:
+    """Makes an object, or replaces one; returns its version.
 
     `replaces`: the version that is to be replaced, empty for none; None: whatever is there.
 
@@ -112,9 +113,10 @@ def write(
     if replaces is not None:
         condition = {"IfMatch": replaces} if replaces else {"IfNoneMatch": "*"}
     try:
-        account.client("s3").put_object(
+        answer = account.client("s3").put_object(
             Bucket=bucket, Key=key, Body=content, ExpectedBucketOwner=account.id, **condition
         )
+        return answer["ETag"]
     except ClientError as error:
         if error_code(error) not in _CHANGED:
             raise
@@ -123,9 +125,17 @@ def write(
 
 def write_json(
     account: Account, bucket: str, key: str, content: Any, replaces: str | None = None
-) -> None:
+) -> str:
     """As `write`, of something that JSON can say."""
-    write(account, bucket, key, json.dumps(content, indent=2).encode() + b"\n", replaces)
+    content = json.dumps(content, indent=2).encode() + b"\n"
+    return write(account, bucket, key, content, replaces)
+
+
+@explained()
+def clock(account: Account, bucket: str) -> datetime:
+    """What time it is by S3's clock, as `written` tells it: this machine's may be wrong."""
+    answer = account.client("s3").head_bucket(Bucket=bucket, ExpectedBucketOwner=account.id)
+    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
 
 
 @explained()

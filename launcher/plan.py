@@ -183,7 +183,7 @@ def make(account: Account, request: Request) -> Plan:
         spot=command.spot,
         reserved=command.reservation or command.capacity_block,
         zones=zones,
-        prices=_prices_of(command, zones, prices.result()),
+        prices=prices_of(command, zones, prices.result()),
         on_demand=prices.result().on_demand,
         max_price=command.max_price,
         max_hours=None if command.keep else command.max_hours,
@@ -398,7 +398,8 @@ def _zones(
     return tuple(sorted(zones, key=lambda zone: (prices.spot.get(zone, math.inf), zone)))
 
 
-def _prices_of(command: LaunchCommand, zones: tuple[str, ...], prices: Prices) -> dict[str, float]:
+def prices_of(command: LaunchCommand, zones: tuple[str, ...], prices: Prices) -> dict[str, float]:
+    """US dollars an hour of a host that the command rents, by zone, where it is known."""
     if command.capacity_block:
         return dict.fromkeys(zones, 0.0)  # it has been paid for
     if command.spot:

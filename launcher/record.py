@@ -29,6 +29,8 @@ _MAKE_HOSTS = (
 )
 """Options by which hosts differ that were started with other ones."""
 
+TRAIN, STOP, END = "train", "stop", "end"
+"""What may be asked of a run."""
 _LAUNCH = re.compile(r"[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ZONE = re.compile(r"[a-z0-9-]{1,40}")
@@ -58,6 +60,9 @@ class Record:
     """The source's commit, with `-dirty` where files were changed; empty: none."""
     attempt: str = ""
     """Which command went on with the launch last (`hold.py`); empty: not known."""
+    wish: str = TRAIN
+    """What a person asked of the run last: that it trains, stands stopped, or ends. Watchers go by
+    it."""
 
 
 def new_launch() -> str:
@@ -119,6 +124,7 @@ def _parsed(content: Any) -> Record:
     names = ("launch", "owner", "source", "corpus", "revision", "started")
     texts = {name: content[name] for name in names}
     texts["attempt"] = content.get("attempt", "")
+    texts["wish"] = content.get("wish", TRAIN)
     words, zones, known = content["words"], content["zones"], content["options"]
     if not isinstance(words, list) or not isinstance(zones, list):
         raise TypeError("a list is none")
@@ -126,6 +132,8 @@ def _parsed(content: Any) -> Record:
         raise TypeError("a text is none")
     if not _LAUNCH.fullmatch(texts["launch"]) or not all(map(_ZONE.fullmatch, zones)):
         raise ValueError("a name is none")
+    if texts["wish"] not in (TRAIN, STOP, END):
+        raise ValueError("a wish is none")
     hashes = [texts["source"], *([texts["corpus"]] if texts["corpus"] else [])]
     if not all(map(_SHA256.fullmatch, hashes)):
         raise ValueError("a checksum is none")

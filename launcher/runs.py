@@ -60,6 +60,8 @@ class Host:
     """Key pair that opens it; empty: none."""
     reason: str
     """Why it is in its state, where EC2 says so."""
+    reason_code: str
+    """The same in a word: `Server.SpotInstanceTermination`, `Client.UserInitiatedShutdown` …"""
     hours_before: float
     """For which it ran before it was last stopped, as far as that is known."""
 
@@ -221,6 +223,7 @@ def _host(instance: dict[str, Any], tags: dict[str, str]) -> Host:
         user=_matching(_LOGIN, tags.get(names.TAG_USER)),
         key_name=instance.get("KeyName", ""),
         reason=names.printable(reason),
+        reason_code=names.printable(instance.get("StateReason", {}).get("Code", "")),
         hours_before=_not_negative(tags.get(names.TAG_HOURS)) or 0.0,
     )
 

@@ -82,8 +82,10 @@ def missing(account: Account, network: Network | None) -> list[str]:
 
 
 @explained()
-def ensure(account: Account, network: Network, allowed: Iterable[Source]) -> str:
+def ensure(account: Account, network: Network, allowed: Iterable[Source] | None) -> str:
     """Makes the group, lets SSH in from where it is allowed, and returns the group's id.
+
+    `allowed`: None: from where it is let in already.
 
     What else is open is closed when no host is in the group, so that another launch of the caller,
     from elsewhere, is not cut off; what is open to the world, at once.
@@ -98,8 +100,8 @@ def ensure(account: Account, network: Network, allowed: Iterable[Source]) -> str
         )
     group_id = group["GroupId"]
     among = (_ALL, -1, -1, group_id)
-    wanted = {among, *(_ssh(source) for source in allowed)}
     present = _rules(group["IpPermissions"])
+    wanted = {among, *(present if allowed is None else map(_ssh, allowed))}
     ec2 = account.client("ec2")
     for rule in sorted(wanted - present):
         _unless_there(ec2.authorize_security_group_ingress, group_id, rule)
@@ -107,7 +109,7 @@ def ensure(account: Account, network: Network, allowed: Iterable[Source]) -> str
     if among not in _rules(group["IpPermissionsEgress"]):
         _unless_there(ec2.authorize_security_group_egress, group_id, among)
     extra = present - wanted
-    closed = {rule for rule in extra if _is_of_the_world(rule)}
+    closed = {rule for rule in present if _is_of_the_world(rule)}
     if extra - closed and not _is_used(account, group_id):
         closed = extra
     for rule in sorted(closed):

@@ -89,6 +89,21 @@ class Work:
     """Through which hosts get files; None: each gets them from this machine."""
 
 
+@dataclass(frozen=True)
+class Condition:
+    """How it stands on a host."""
+
+    training: bool
+    status: int | None
+    """Exit status of the trainer; None: it has not ended."""
+    trainer: float
+    """Seconds since the trainer's start; -1: there was none."""
+    set_up: float
+    """Seconds since the last phase of a set-up has begun; -1: none has."""
+    busy: bool
+    """A phase of a set-up is under way."""
+
+
 def phases(hosts: Hosts, work: Work, say: Callable[[str], None]) -> Iterator[tuple[str, float]]:
     """Prepares the hosts, which answer, and starts the trainer, phase by phase.
 
@@ -145,6 +160,30 @@ def states(hosts: Hosts) -> list[str]:
     """Of each host: `training`, `ended STATUS` or `nothing`."""
     done = hosts.run(_script("state", _SHORT), timeout=_SHORT + _GRACE_SECONDS)
     return [printable(each.out.strip()) for each in done]
+
+
+def conditions(hosts: Hosts) -> list[Condition]:
+    """How it stands on each host.
+
+    Raises UserError for hosts that cannot be reached.
+    """
+    done = hosts.run(_script("inquiry", _SHORT), timeout=_SHORT + _GRACE_SECONDS)
+    return [_condition(each.host, each.out.split("\n")) for each in done]
+
+
+def _condition(host: str, lines: list[str]) -> Condition:
+    try:
+        state, trainer, set_up, busy, *_ = lines
+        _, _, status = state.partition("ended ")
+        return Condition(
+            training=state == TRAINING,
+            status=int(status) if status else None,
+            trainer=float(trainer),
+            set_up=float(set_up),
+            busy=busy == "busy",
+        )
+    except ValueError as error:
+        raise UserError(f"{host} does not tell how it stands: {printable(lines[0])}") from error
 
 
 def _do(

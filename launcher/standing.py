@@ -81,12 +81,12 @@ def missing(account: Account, command: Wishes, zones: Iterable[str]) -> list[str
 
 
 def ensure(
-    account: Account, command: Wishes, allowed: Iterable[Source], zones: Iterable[str]
+    account: Account, command: Wishes, allowed: Iterable[Source] | None, zones: Iterable[str]
 ) -> Standing:
     """Makes what is missing.
 
     Args:
-      allowed: where SSH may come from.
+      allowed: where SSH may come from; None: from where it may already.
       zones: where hosts may be started that can stand in a cluster placement group.
 
     Raises UserError as `missing`, and if something of the same name is not the launcher's.

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.text import Text
 
-from launcher import ec2, lookup, runs
+from launcher import again, ec2, lookup, record, runs
 from launcher.amounts import dollars
 from launcher.aws import Account
 from launcher.options import OwnOnly, RunNames
@@ -42,6 +42,8 @@ def main(options: Options) -> int:
     hosts = [host for run in found for host in run.hosts]
     if not agreed(f"Terminate {len(hosts)} hosts?", options.yes):
         return DECLINED_STATUS
+    for run in found:
+        _tell_watchers(account, run, console)
     ec2.terminate(account, hosts)
     console.print(Text(f"terminated: {', '.join(host.instance_id for host in hosts)}"))
     return 0
@@ -51,6 +53,14 @@ def _standing(account: Account, name: str) -> list[Run]:
     """All launches of the name that stand: the caller's own, or if there are none, others'."""
     lookup.standing(account, name)
     return lookup.preferred(account, runs.find(account, name, all_users=True))
+
+
+def _tell_watchers(account: Account, run: Run, console: Console) -> None:
+    """They end, and replace nothing."""
+    try:
+        again.ask(account, run.logdir.removeprefix("s3://").split("/")[0], run.name, record.END)
+    except UserError as error:
+        console.print(Text(f"{error}; a watcher, if there is one, replaces the hosts"))
 
 
 def _tell(console: Console, run: Run) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.text import Text
 
-from launcher import again, ec2, lookup, reach, setup, status
+from launcher import again, ec2, lookup, reach, record, setup, status
 from launcher.aws import Account
 from launcher.options import OnHosts, OwnOnly, RunName
 from launcher.runs import Run
@@ -39,6 +39,7 @@ def main(options: Options) -> int:
         _check_idle(account, run, options.private_ip)
     with again.kept_source(account, bucket, known) as archive:
         work = again.prepared(account, run, bucket, known, archive)
+        known = dataclasses.replace(known, wish=record.TRAIN)
         hold = again.take_hold(account, bucket, run.name, known, version)
         with again.what_stands_is_said(account, run, console):
             ec2.start_again(account, stopped.hosts if stopped else (), _seen(account, bucket, run))

@@ -5,7 +5,7 @@ Spot hosts end when they stop, so they cannot be. A stopped host still costs its
 
 from dataclasses import dataclass
 
-from launcher import ec2, lookup, reach, setup
+from launcher import again, ec2, lookup, reach, record, setup
 from launcher.amounts import dollars
 from launcher.aws import Account
 from launcher.options import OnHosts, OwnOnly, RunName
@@ -39,6 +39,7 @@ def main(options: Options) -> int:
     private = run.private(options.private_ip)
     # Without its key or the hosts' addresses nothing could be saved: that ends the command here.
     key = reach.prepared(account, run, private)
+    _tell_watchers(account, run)
     with Hosts.of(run, key, private) as hosts:
         _save(run, hosts)
     ec2.stop(account, run.hosts)
@@ -46,6 +47,14 @@ def main(options: Options) -> int:
     price = "" if run.price is None else f", which cost {dollars(run.price)} an hour"
     print(f"stopped {len(run.hosts)} hosts{price}")
     return 0
+
+
+def _tell_watchers(account: Account, run: Run) -> None:
+    """They leave a run alone that was stopped."""
+    try:
+        again.ask(account, run.logdir.removeprefix("s3://").split("/")[0], run.name, record.STOP)
+    except UserError as error:
+        print(f"{error}; a watcher, if there is one, starts the run again", flush=True)
 
 
 def _save(run: Run, hosts: Hosts) -> None:
