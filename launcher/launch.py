@@ -8,14 +8,11 @@ goes on where a killed one was. Until trainers run, an error or Ctrl-C terminate
 import contextlib
 import dataclasses
 import json
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -26,6 +23,7 @@ from launcher.aws import Account
 from launcher.bootstrap import HostKey
 from launcher.corpus import Corpus
 from launcher.hold import Hold, new_attempt
+from launcher.interrupts import signals_as_interrupts
 from launcher.on_host.keeper import KEEP, StopRules
 from launcher.order import order_of
 from launcher.plan import Plan, Rental
@@ -61,7 +59,7 @@ def main(words: list[str]) -> int:
     if not command.dry_run:
         # Once, here: the hosts get it from the bucket.
         corpora.obtain(command.experiment.data)
-    with _signals_as_interrupts(), tempfile.TemporaryDirectory(prefix="txl-") as folder:
+    with signals_as_interrupts(), tempfile.TemporaryDirectory(prefix="txl-") as folder:
         source = archive(ROOT, Path(folder), command.committed)
         if source.warning:
             console.print(Text(source.warning), soft_wrap=True)
@@ -363,25 +361,3 @@ def _hosts_as_json(run: Run) -> list[dict[str, Any]]:
         }
 
     return [shown(host) for host in run.hosts]
-
-
-@contextlib.contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a terminal that is closed) do as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        if number == signal.SIGHUP:
-            # The kernel and the shell both send it; the second must not cut short what undoes.
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in signals}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup asks for
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

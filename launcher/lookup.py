@@ -56,18 +56,18 @@ def check_own(account: Account, run: Run, force: bool) -> None:
         )
 
 
-def check_owner(account: Account, bucket: str, name: str, force: bool) -> None:
-    """As `check_own`, of a run whose hosts may be gone; raises UserError also for no such run."""
+def check_launched(account: Account, bucket: str, name: str) -> None:
+    """Raises UserError unless the caller has launched such a run; its hosts may be gone."""
     known, _ = record.read(account, bucket, name)
     if known is None:
         raise UserError(
             f"s3://{bucket} knows of no launch of a run {name}: "
             f"{account.command('ls', '--all')} lists the runs"
         )
-    if known.owner != account.caller and not force:
+    if known.owner != account.caller:
         raise UserError(
             f"the run {name} was launched by {printable(known.owner)}, and you are "
-            f"{account.caller}; --force does it all the same"
+            f"{account.caller}: hosts that you rent would not be that person's"
         )
 
 

@@ -78,8 +78,12 @@ class Recovery:
                     setup.stop_trainer(hosts)
             except UserError as error:
                 self.say(f"{error}; what was trained since the last checkpoint is lost")
-        if spot:
-            ec2.terminate(self.account, seen.alive)
+        self.release(seen)
+
+    def release(self, seen: Look) -> None:
+        """Terminates the hosts; those on demand stop where the run has not been ended."""
+        if seen.record.wish == record.END or any(host.spot for host in seen.alive):
+            self._terminate(seen.alive)
         else:
             ec2.stop(self.account, seen.alive)
 
@@ -176,6 +180,9 @@ class Recovery:
         Spot hosts get no dearer than that either.
         """
         most = verdict.share(seen, self.limits, hosts)
+        if self.limits.max_cost is not None:
+            known = tuple(zone for zone in order.zones if zone in order.prices)
+            order = dataclasses.replace(order, zones=known)
         if most is None:
             return order
         zones = tuple(zone for zone in order.zones if order.prices.get(zone, most + 1) <= most)

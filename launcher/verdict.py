@@ -97,12 +97,14 @@ def on_failure(seen: Look, book: Book, limits: Limits, why: str) -> Verdict:
 
 
 def check_price(seen: Look, limits: Limits) -> None:
-    """Raises UserError if the run costs more an hour already than it may."""
+    """Raises UserError if the run costs more an hour already than it may, or that is not known."""
     price = _hourly(seen.alive)
-    if limits.max_hourly_cost is None:
+    if price is None and (limits.max_hourly_cost or limits.max_cost):
+        raise UserError(
+            "what the hosts cost is not known: leave --max-hourly-cost and --max-cost out"
+        )
+    if limits.max_hourly_cost is None or price is None:
         return
-    if price is None:
-        raise UserError("what the hosts cost is not known: leave --max-hourly-cost out")
     if price > limits.max_hourly_cost:
         raise UserError(
             f"the hosts cost {dollars(price)} an hour, which is more than --max-hourly-cost "

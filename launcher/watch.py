@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -26,6 +26,7 @@ from launcher.recovery import Recovery, TooDear
 from launcher.verdict import Do, Limits, Verdict
 from launcher.watch_book import Event
 from txl_jax.errors import UserError
+from txl_jax.story import INTERRUPTIONS
 
 LOOK_SECONDS = 10.0
 _FULL_SECONDS = 60.0
@@ -128,16 +129,19 @@ class _Watch:
         """Does what the verdict says; whether the watcher ends."""
         if found.do is Do.END:
             if seen.record.wish == record.END:
-                # What was asked for a moment before the run was ended may come up yet.
-                ec2.terminate(self.account, seen.alive)
+                self._recovery().release(seen)
             if seen.status.finished:
                 self._note(seen, "finished", found.why)
             else:
                 self._say_once(f"{self.name}: {found.why}")
-            return True
+            # A recovery that is under way may rent a host until it learns that it is over.
+            return not self._recovering
         if found.do is Do.WIND_DOWN:
             self._note(seen, "budget", found.why)
             self._recovery().wind_down(seen)
+            if self._recovering:
+                wait([self._recovering], _OTHERS_SECONDS)
+                self._recovery().release(look(self.account, self.bucket, self.name))
             return True
         if found.do is Do.WAIT:
             self._say_once(f"{self.name}: {found.why}")
@@ -195,7 +199,7 @@ class _Watch:
             hosts=hosts,
             step=seen.status.step,
             lost_seconds=lost.total_seconds() if lost else None,
-            since=seen.status.seen,
+            since=seen.status.seen if kind in INTERRUPTIONS else None,
         )
         self.lease.update(lambda book: book.with_event(event))
         self._say(f"{kind}: {text}" + (f"; {lost.total_seconds():.0f} s lost" if lost else ""))

@@ -14,15 +14,16 @@ from rich.console import Console
 
 from launcher import lookup
 from launcher.aws import Account
+from launcher.interrupts import signals_as_interrupts
 from launcher.names import check_run_name, quoted
-from launcher.options import OfBucket, OnHosts, OwnOnly, RunName
+from launcher.options import OfBucket, OnHosts, RunName
 from launcher.verdict import Limits
 from launcher.watch import watch
 from txl_jax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OwnOnly, OnHosts, OfBucket):
+class Options(OnHosts, OfBucket):
     """Options of the command."""
 
     name: RunName
@@ -47,11 +48,16 @@ def main(options: Options) -> int:
     limits = _limits(options)
     account = Account.open(options.region)
     bucket = lookup.bucket(account, check_run_name(options.name), options.bucket)
-    lookup.check_owner(account, bucket, options.name, options.force)
+    lookup.check_launched(account, bucket, options.name)
     if options.detach:
         return _detach(options)
-    console = Console(highlight=False)
-    return watch(account, bucket, options.name, limits, options.private_ip, console)
+    try:
+        with signals_as_interrupts():
+            console = Console(highlight=False)
+            return watch(account, bucket, options.name, limits, options.private_ip, console)
+    except KeyboardInterrupt:
+        print(f"{options.name} goes on as it is, and this watcher looks after it no more")
+        raise
 
 
 def _limits(options: Options) -> Limits:
@@ -72,7 +78,7 @@ def _limits(options: Options) -> Limits:
 
 
 def _detach(options: Options) -> int:
-    """Types the same command, without --detach, in tmux: a server of its own has our environment."""
+    """Types the same command without --detach in tmux, whose own server has our environment."""
     if not shutil.which("tmux"):
         raise UserError("tmux is not installed on this machine: install it, or leave --detach out")
     tmux = ["tmux", "-L", f"txl-watch-{options.name}"]
