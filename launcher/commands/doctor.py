@@ -29,8 +29,9 @@ _ASSUMED = re.compile(r"(arn:[^:]+):sts::(\d+):assumed-role/([^/]+).*")
 # What launches and commands do that cannot be tried without doing it, by what it is done to.
 _EC2 = (
     *("AuthorizeSecurityGroupEgress", "AuthorizeSecurityGroupIngress", "CreatePlacementGroup"),
-    *("CreateSecurityGroup", "CreateTags", "ImportKeyPair", "RevokeSecurityGroupIngress"),
-    *("RunInstances", "StartInstances", "StopInstances", "TerminateInstances"),
+    *("CreateSecurityGroup", "CreateTags", "DescribeInstanceStatus", "ImportKeyPair"),
+    *("RevokeSecurityGroupIngress", "RunInstances", "StartInstances", "StopInstances"),
+    *("TerminateInstances",),
 )
 _BUCKET = (
     *("CreateBucket", "GetBucketPolicy", "ListBucket", "PutBucketOwnershipControls"),
