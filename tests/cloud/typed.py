@@ -59,6 +59,13 @@ class Typed:
                 assert not self._over, self.text
                 self._changed.wait()
 
+    def wait_for_part(self, words: str) -> None:
+        """Until it prints a line with these words; fails if it ends before."""
+        with self._changed:
+            while not any(words in line for line in self.lines):
+                assert not self._over, self.text
+                self._changed.wait()
+
     def send(self, number: int) -> None:
         """Sends it a signal."""
         os.kill(self.process.pid, number)
