@@ -1,6 +1,7 @@
 """`launcher watch` beside real training: interruptions, and the run as if there had been none."""
 
 import contextlib
+import itertools
 import json
 import signal
 import subprocess
@@ -214,7 +215,7 @@ def check_signs(observed: Observed, told: list[dict[str, Any]]) -> None:
         times = sorted(signs)
         gaps = [
             (before, after)
-            for before, after in zip(times, times[1:], strict=False)
+            for before, after in itertools.pairwise(times)
             if not any(begin - 1 <= after and before <= end + 1 for begin, end in pauses)
         ]
         assert len(gaps) >= INTERRUPTIONS
