@@ -49,6 +49,7 @@ def check_whole(account: Account, run: Run, known: Record) -> None:
     if len(run.hosts) != machines:
         raise UserError(
             f"{len(run.hosts)} hosts of {run.name} stand ready, and it trains on {machines}: "
+            f"{account.command('watch', run.name)} replaces the others; "
             f"{account.command('kill', run.name)} ends them, and the command that launched it then "
             "goes on from the last checkpoint"
         )

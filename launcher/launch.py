@@ -304,8 +304,8 @@ def _to_go_on_with(account: Account, planned: Plan, request: Request) -> Run | N
         why = "; ".join(sorted({host.reason for host in run.hosts if host.reason}))
         raise UserError(
             f"{planned.machines - len(alive)} of {planned.machines} hosts of {name} are gone"
-            f"{f' ({why})' if why else ''}: {kill} ends the others, and the same command then goes "
-            "on from the last checkpoint"
+            f"{f' ({why})' if why else ''}: `{request.command.follow_up('watch')}` replaces them; "
+            f"{kill} ends the others, and the same command then goes on from the last checkpoint"
         )
     return run
 
@@ -332,7 +332,8 @@ def _say_how_it_goes_on(console: Console, rental: Rental, run: Run, command: Lau
     lines = [
         "",
         f"{name} trains on {len(run.hosts)} hosts{cost}. It goes on without this machine.",
-        f"  watch    {command.follow_up('logs', '-f')}",
+        f"  output   {command.follow_up('logs', '-f')}",
+        f"  recover  {command.follow_up('watch', *private, '--detach')}",
         f"  curves   {command.follow_up('tensorboard')}",
         f"  log in   {command.follow_up('ssh', *private)}",
         f"  end      {command.follow_up('kill')}",

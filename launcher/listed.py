@@ -172,7 +172,7 @@ def _how_it_goes_on(name: str, hosts: Hosts) -> list[str]:
     return [
         "",
         f"{name} trains on {len(hosts.names)} hosts. It goes on without this machine.",
-        f"  watch    ssh {first} tail -f txl/output.txt",
+        f"  output   ssh {first} tail -f txl/output.txt",
         f"  log in   ssh -t {first} tmux attach -t txl",
         f"  end      ssh {first} tmux send-keys -t txl C-c; the other hosts end with it",
         "Nothing stops these machines.",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.cloud.cloud import LocalCloud, missing
 from tests.cloud.typed import OPEN, TINY, Typed
@@ -36,7 +37,7 @@ SIGN_SECONDS = 30.0
 
 def read(cloud: LocalCloud, key: str) -> Any:
     """What an object says in JSON; None if it is not there."""
-    with contextlib.suppress(cloud.client("s3").exceptions.NoSuchKey):
+    with contextlib.suppress(ClientError):
         return json.loads(cloud.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read())
     return None
 
