@@ -97,11 +97,17 @@ def keep_source(account: Account, bucket: str, known: Record, source: Source) ->
     return dataclasses.replace(known, source=source.sha256, revision=revision)
 
 
-def ask(account: Account, bucket: str, name: str, wish: str) -> None:
+def ask(account: Account, run: Run, wish: str) -> None:
     """Writes into the record of a run what a person asks of it; what drives its hosts lets go.
 
     Does nothing where no record is. Raises UserError if it cannot be written.
     """
+    if run.logdir:
+        ask_in(account, run.logdir.removeprefix("s3://").split("/")[0], run.name, wish)
+
+
+def ask_in(account: Account, bucket: str, name: str, wish: str) -> None:
+    """As `ask`, of a run that may have no hosts."""
     for tries_left in reversed(range(_TRIES)):
         known, version = record.read(account, bucket, name)
         if known is None:
@@ -109,7 +115,7 @@ def ask(account: Account, bucket: str, name: str, wish: str) -> None:
         try:
             take_hold(account, bucket, name, dataclasses.replace(known, wish=wish), version)
             return
-        except UserError:  # a watcher has written it meanwhile
+        except record.Taken:
             if not tries_left:
                 raise
 
@@ -117,7 +123,7 @@ def ask(account: Account, bucket: str, name: str, wish: str) -> None:
 def take_hold(account: Account, bucket: str, name: str, known: Record, version: str) -> Hold:
     """Writes the record of a run in place of `version`; what drives its hosts lets go of them.
 
-    Raises UserError if the run is launched by another command at this moment.
+    Raises record.Taken if the run is launched by another command at this moment.
     """
     taken = dataclasses.replace(known, attempt=new_attempt())
     record.write(account, bucket, name, taken, version)

@@ -36,6 +36,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ZONE = re.compile(r"[a-z0-9-]{1,40}")
 
 
+class Taken(UserError):
+    """Another command has written the record meanwhile."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One launch of a run."""
@@ -83,13 +87,13 @@ def options(command: LaunchCommand) -> dict[str, Any]:
 def write(account: Account, bucket: str, name: str, record: Record, replaces: str) -> None:
     """Writes the record of a run, in place of an earlier launch's, of the version `replaces`.
 
-    Raises UserError if another launch of the name was faster.
+    Raises Taken if another launch of the name was faster.
     """
     content = dataclasses.asdict(record) | {"started": record.started.isoformat()}
     try:
         objects.write_json(account, bucket, key(name), content, replaces)
     except objects.Changed:
-        raise UserError(
+        raise Taken(
             f"the run {name} is launched by another command at this moment; take another --name"
         ) from None
 

@@ -67,7 +67,9 @@ class Verdict:
 def judge(seen: Look, book: Book, limits: Limits) -> Verdict:
     """The verdict on a look, with what is written down already."""
     if seen.status.finished:
-        return Verdict(Do.END, "finished; its hosts end by themselves, 10 minutes after success")
+        kept = "with --keep its hosts stand, and cost, until they are killed"
+        end = "its hosts end by themselves, 10 minutes after success"
+        return Verdict(Do.END, f"finished; {kept if seen.record.options['keep'] else end}")
     if seen.record.wish == record.END:
         return Verdict(Do.END, "ended by a person, or for its budget", status=1)
     if seen.record.wish == record.STOP:
@@ -94,6 +96,19 @@ def on_failure(seen: Look, book: Book, limits: Limits, why: str) -> Verdict:
             status=1,
         )
     return Verdict(Do.RECOVER, why)
+
+
+def check_known(seen: Look, book: Book) -> None:
+    """Raises UserError if EC2 knows no hosts of the run, and no watcher has lost any.
+
+    Hosts that nobody was asked about are not rented.
+    """
+    ended = seen.status.finished or seen.record.wish != record.TRAIN
+    if seen.run is None and not ended and not book.interrupted(seen.record.launch):
+        raise UserError(
+            "EC2 knows no host of this run any more: the command that launched it goes on from the "
+            "last checkpoint, with new ones"
+        )
 
 
 def check_price(seen: Look, limits: Limits) -> None:

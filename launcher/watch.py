@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from rich.console import Console
 from rich.text import Text
 
-from launcher import ec2, inquiry, record, verdict
+from launcher import ec2, inquiry, record, verdict, watch_book
 from launcher.aws import Account
 from launcher.hold import Superseded
 from launcher.inquiry import Answer
@@ -45,13 +45,15 @@ def watch(
 ) -> int:
     """Exit status: 0 when the run has finished, 1 when it was ended, by a person or for its budget.
 
-    Raises UserError if the run is not known, or costs more an hour already than it may.
+    Raises UserError if the run is not known, has no hosts, or costs more an hour than it may.
     """
 
     def say(text: str) -> None:
         console.print(Text(f"{datetime.now(UTC):%H:%M:%S} {text}"), soft_wrap=True)
 
-    verdict.check_price(look(account, bucket, name), limits)
+    seen = look(account, bucket, name)
+    verdict.check_price(seen, limits)
+    verdict.check_known(seen, watch_book.read(account, bucket, name)[0])
     while True:
         try:
             with Lease(account, bucket, name, say) as lease:
@@ -165,6 +167,8 @@ class _Watch:
         except (ec2.Full, TooDear) as error:
             self._say_once(f"{error}; asking again every {_FULL_SECONDS:.0f} s")
             self._wait_until = time.monotonic() + _FULL_SECONDS
+        except record.Taken:
+            pass  # the next look sees what was written
         except Superseded as error:
             self._say(str(error))
             self._wait_until = time.monotonic() + _OTHERS_SECONDS

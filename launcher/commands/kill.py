@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.text import Text
 
-from launcher import again, ec2, lookup, record, runs
+from launcher import again, ec2, lookup, record, runs, watch_book
 from launcher.amounts import dollars
 from launcher.aws import Account
 from launcher.options import OwnOnly, RunNames
@@ -40,6 +40,8 @@ def main(options: Options) -> int:
         lookup.check_own(account, run, options.force)
         _tell(console, run)
     hosts = [host for run in found for host in run.hosts]
+    if not hosts:
+        return 0
     if not agreed(f"Terminate {len(hosts)} hosts?", options.yes):
         return DECLINED_STATUS
     for run in found:
@@ -50,15 +52,38 @@ def main(options: Options) -> int:
 
 
 def _standing(account: Account, name: str) -> list[Run]:
-    """All launches of the name that stand: the caller's own, or if there are none, others'."""
-    lookup.standing(account, name)
+    """All launches of the name that stand: the caller's own, or if there are none, others'.
+
+    Of a run without hosts a watcher that waits for room for them is told to end.
+    """
+    try:
+        lookup.standing(account, name)
+    except UserError:
+        if not _is_awaited(account, name):
+            raise
+        again.ask_in(account, lookup.bucket(account, name, ""), name, record.END)
+        print(f"{name} has no hosts; a watcher that waits for some ends")
+        return []
     return lookup.preferred(account, runs.find(account, name, all_users=True))
+
+
+def _is_awaited(account: Account, name: str) -> bool:
+    """Whether a watcher has lost the hosts of a run, and rents others when there is room."""
+    bucket = lookup.bucket(account, name, "")
+    known, _ = record.read(account, bucket, name)
+    book, _ = watch_book.read(account, bucket, name)
+    return bool(
+        known
+        and known.owner == account.caller
+        and known.wish == record.TRAIN
+        and book.interrupted(known.launch)
+    )
 
 
 def _tell_watchers(account: Account, run: Run, console: Console) -> None:
     """They end, and replace nothing."""
     try:
-        again.ask(account, run.logdir.removeprefix("s3://").split("/")[0], run.name, record.END)
+        again.ask(account, run, record.END)
     except UserError as error:
         console.print(Text(f"{error}; a watcher, if there is one, replaces the hosts"))
 

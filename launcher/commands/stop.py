@@ -52,7 +52,7 @@ def main(options: Options) -> int:
 def _tell_watchers(account: Account, run: Run) -> None:
     """They leave a run alone that was stopped."""
     try:
-        again.ask(account, run.logdir.removeprefix("s3://").split("/")[0], run.name, record.STOP)
+        again.ask(account, run, record.STOP)
     except UserError as error:
         print(f"{error}; a watcher, if there is one, starts the run again", flush=True)
 

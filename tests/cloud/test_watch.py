@@ -237,7 +237,7 @@ def test_trainers_that_fail_start_again_until_the_budget_is_used_up(
     for _ in range(2):
         hosts = [found.id for found in cloud.instances()]
         # As a bug would: the supervisor starts nothing again after another status than 75.
-        run = Typed(cloud.environ, "run", "a", "--", "pkill -KILL -f txl_jax.supervise; true")
+        run = Typed(cloud.environ, "run", "a", "--", "pkill -KILL -f txl_jax[.]supervise; true")
         assert run.end() == 0, run.text
         if not events(cloud, "restarted"):
             watchers.until(lambda: events(cloud, "restarted"))
