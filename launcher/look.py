@@ -48,9 +48,14 @@ class Look:
         return self.of_state("pending", "running")
 
     @property
+    def standing(self) -> tuple[Host, ...]:
+        """The hosts that cost, or will when they are started again."""
+        return self.of_state(*runs.STANDING)
+
+    @property
     def missing(self) -> tuple[int, ...]:
         """Numbers of hosts of which none runs, comes up, stops or is stopped."""
-        there = {host.index for host in self.of_state(*runs.STANDING)}
+        there = {host.index for host in self.standing}
         return tuple(sorted(set(range(self.machines)) - there))
 
     @property

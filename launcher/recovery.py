@@ -112,7 +112,7 @@ class Recovery:
             self._end_all(seen)
             others = tuple(z for z in order.zones if z != zone)
             order = dataclasses.replace(order, zones=(*others, zone))
-            seen = seen.without(seen.alive)
+            seen = seen.without(seen.standing)
         order = self._capped(order, seen, seen.machines)
         return ec2.start(self.account, order, self.say, lambda: not hold.lost())
 
@@ -186,7 +186,7 @@ class Recovery:
         if most is None:
             return order
         zones = tuple(zone for zone in order.zones if order.prices.get(zone, most + 1) <= most)
-        if not zones and not seen.alive:
+        if not zones and not seen.standing:
             raise TooDear(
                 f"{hosts} hosts of {self.name} would cost more than --max-hourly-cost "
                 f"{self.limits.max_hourly_cost:g} in every zone now"

@@ -368,3 +368,20 @@ def test_what_further_hosts_may_cost_is_what_the_others_leave():
     assert verdict.share(look(host(0), host(1)), Limits(max_cost=1.0), 1) is None
     with pytest.raises(UserError, match="not known: --max-hourly-cost cannot be kept"):
         verdict.share(look(host(0, price=None)), limits, 1)
+
+
+def test_stopped_hosts_that_would_be_started_again_cost_as_the_others():
+    seen = look(host(0, spot=False), host(1, "stopped", spot=False))
+    verdict.check_price(seen, Limits(max_hourly_cost=2.0))
+    with pytest.raises(UserError, match=r"cost \$2\.00 an hour"):
+        verdict.check_price(seen, Limits(max_hourly_cost=1.5))
+    assert verdict.share(seen, Limits(max_hourly_cost=4.0), 1) == 2.0
+
+
+def test_a_budget_that_is_just_right_is_not_missed_by_rounding():
+    assert 0.1 + 0.1 + 0.1 > 0.3
+    three = [host(number, price=0.1) for number in range(3)]
+    known = some_record("--machines=3")
+    verdict.check_price(look(*three, known=known), Limits(max_hourly_cost=0.3))
+    two = look(*three[:2], lost(2, price=0.1), known=known)
+    assert verdict.share(two, Limits(max_hourly_cost=0.3), 1) == 0.1
