@@ -120,7 +120,7 @@ class Recovery:
         """Hosts for which their zone has no room any more are given up."""
         try:
             ec2.start_again(self.account, stopped, seen.status.seen)
-        except UserError:
+        except ec2.Full:
             self._terminate(stopped)
             raise
 
