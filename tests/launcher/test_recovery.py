@@ -303,7 +303,7 @@ def test_a_recovery_whose_hold_another_command_takes_ends(bench, monkeypatch):
     bench.lose(1, 2)
 
     def take(instances: list[Instance]) -> None:
-        again.ask_in(bench.account, BUCKET, NAME, record.STOP)
+        again.ask_in(bench.account, BUCKET, NAME, LAUNCH, record.STOP)
 
     bench.after_run = take
     with pytest.raises(Superseded):
@@ -317,7 +317,7 @@ def test_by_a_look_that_is_old_nothing_is_rented(bench):
     bench.launch()
     bench.lose(1)
     seen = bench.look()
-    again.ask_in(bench.account, BUCKET, NAME, record.END)
+    again.ask_in(bench.account, BUCKET, NAME, LAUNCH, record.END)
     with pytest.raises(record.Taken):
         bench.recovery().recover(seen, ())
     assert len(bench.standing()) == 1
@@ -511,7 +511,7 @@ def test_without_hosts_there_is_nothing_to_end(bench):
 
 def test_the_hosts_of_a_run_that_a_person_ends_end_on_demand_too(bench):
     bench.launch("--nospot")
-    again.ask_in(bench.account, BUCKET, NAME, record.END)
+    again.ask_in(bench.account, BUCKET, NAME, LAUNCH, record.END)
     bench.recovery().release(bench.look())
     assert bench.standing() == set()
 
