@@ -241,7 +241,7 @@ def test_trainers_that_fail_start_again_until_the_budget_is_used_up(
         assert run.end() == 0, run.text
         if not events(cloud, "restarted"):
             watchers.until(lambda: events(cloud, "restarted"))
-            assert [found.id for found in cloud.instances()] == hosts
+            assert [found.id for found in cloud.instances()] == hosts, watchers.text
     assert watcher.end() == 1, watcher.text
     assert not cloud.instances()
     assert [event["kind"] for event in events(cloud)] == [
