@@ -31,7 +31,8 @@ class Lost(UserError):
 class Lease:
     """The lease of one run; a context manager that waits for it, renews it and gives it back.
 
-    Methods raise Lost when another watcher has taken it, and UserError when S3 is away.
+    Methods raise Lost when another watcher has taken it, and UserError when S3 is away; whoever
+    waits for it waits for S3 too.
     """
 
     def __init__(
@@ -81,24 +82,29 @@ class Lease:
         self._lost = True  # for what goes on in other threads
 
     def _take(self) -> None:
-        """Waits until no other holds the lease, and takes it."""
-        said, seen, since = False, "", time.monotonic()
+        """Waits until no other holds the lease, and S3 is not away, and takes it."""
+        said, seen, since = "", "", time.monotonic()
         while True:
-            book, version = watch_book.read(self._account, self._bucket, self._name)
-            if version != seen:
-                seen, since = version, time.monotonic()
-            if not book.holder or time.monotonic() - since > LEASE_SECONDS:
-                self._version = version
-                try:
+            why = f"another watcher looks after {self._name}: waiting until it is gone"
+            try:
+                book, version = watch_book.read(self._account, self._bucket, self._name)
+                if version != seen:
+                    seen, since = version, time.monotonic()
+                silent = time.monotonic() - since > LEASE_SECONDS
+                # It is ours already where the answer to an earlier try was lost.
+                if book.holder in ("", self._me) or silent:
+                    self._version = version
                     with self._lock:
                         self._write(dataclasses.replace(book, holder=self._me, beat=book.beat + 1))
                     return
-                except Lost:
-                    self._lost = False
-                    continue
-            if not said:
-                said = True
-                self._say(f"another watcher looks after {self._name}: waiting until it is gone")
+            except Lost:
+                self._lost = False
+                continue
+            except UserError as error:
+                why = f"{error}; asking again"
+            if why != said:
+                said = why
+                self._say(why)
             time.sleep(BEAT_SECONDS / 2)
 
     def _write(self, book: Book) -> None:

@@ -269,6 +269,27 @@ def test_while_the_store_is_away_the_lease_is_not_lost(account, aws):
         assert texts(held.update(noted)) == ["a"]
 
 
+def test_who_waits_for_it_waits_for_the_store_too(account, monkeypatch):
+    """Otherwise an hour without a network would be the end of all watchers."""
+    said: list[str] = []
+    own, tries = watch_book.read, [0]
+
+    def read(*words: Any) -> tuple[Book, str]:
+        tries[0] += 1
+        if tries[0] <= 3:
+            raise UserError("S3 is away")
+        return own(*words)
+
+    monkeypatch.setattr(watch_book, "read", read)
+    with lease_of(account, said.append) as held:
+        assert there(account).holder == held.book.holder
+    assert said == ["S3 is away; asking again"]
+    lose_answers(account)
+    with lease_of(account, said.append) as held:  # its first try came through
+        assert there(account).holder == held.book.holder
+    assert len(said) == 2 and said[1].endswith("; asking again")
+
+
 def test_what_cannot_be_given_back_hides_no_error(account, monkeypatch):
     monkeypatch.setattr(Lease, "_renew", lambda self: None)
     with pytest.raises(ZeroDivisionError), lease_of(account):
