@@ -100,17 +100,18 @@ def keep_source(account: Account, bucket: str, known: Record, source: Source) ->
 def ask(account: Account, run: Run, wish: str) -> None:
     """Writes into the record of a run what a person asks of it; what drives its hosts lets go.
 
-    Does nothing where no record is. Raises UserError if it cannot be written.
+    Does nothing where no record is, or another launch's. Raises UserError if it cannot be written.
     """
     if run.logdir:
-        ask_in(account, run.logdir.removeprefix("s3://").split("/")[0], run.name, wish)
+        bucket = run.logdir.removeprefix("s3://").split("/")[0]
+        ask_in(account, bucket, run.name, run.launch, wish)
 
 
-def ask_in(account: Account, bucket: str, name: str, wish: str) -> None:
+def ask_in(account: Account, bucket: str, name: str, launch: str, wish: str) -> None:
     """As `ask`, of a run that may have no hosts."""
     for tries_left in reversed(range(_TRIES)):
         known, version = record.read(account, bucket, name)
-        if known is None:
+        if known is None or known.launch != launch:
             return
         try:
             take_hold(account, bucket, name, dataclasses.replace(known, wish=wish), version)

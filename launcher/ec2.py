@@ -239,7 +239,7 @@ def start_again(account: Account, hosts: Iterable[Host], last_seen: datetime | N
 
     `last_seen`: as for `Host.hours`.
 
-    Raises UserError if their zone has no room for them now.
+    Raises Full if their zone has no room for them now.
     """
     hosts, now = list(hosts), datetime.now(UTC)
     if not hosts:
@@ -254,7 +254,7 @@ def start_again(account: Account, hosts: Iterable[Host], last_seen: datetime | N
     except ClientError as error:
         if error_code(error) not in _NO_ROOM:
             raise
-        raise UserError(
+        raise Full(
             f"{hosts[0].zone} has no room for the hosts now ({error_code(error)}): try again "
             "later, or kill them and launch the run anew, from its checkpoint in S3"
         ) from error

@@ -78,6 +78,7 @@ class Lease:
         if not self._lost:
             with contextlib.suppress(UserError):
                 self.update(lambda book: dataclasses.replace(book, holder=""))
+        self._lost = True  # for what goes on in other threads
 
     def _take(self) -> None:
         """Waits until no other holds the lease, and takes it."""

@@ -48,9 +48,14 @@ class Look:
         return self.of_state("pending", "running")
 
     @property
+    def standing(self) -> tuple[Host, ...]:
+        """The hosts that cost, or will when they are started again."""
+        return self.of_state(*runs.STANDING)
+
+    @property
     def missing(self) -> tuple[int, ...]:
         """Numbers of hosts of which none runs, comes up, stops or is stopped."""
-        there = {host.index for host in self.of_state(*runs.STANDING)}
+        there = {host.index for host in self.standing}
         return tuple(sorted(set(range(self.machines)) - there))
 
     @property
@@ -102,10 +107,12 @@ def look(account: Account, bucket: str, name: str) -> Look:
 def _impaired(account: Account) -> frozenset[str]:
     """Of all running instances in the region, those that fail a check."""
     pages = account.client("ec2").get_paginator("describe_instance_status")
-    failed = ("instance-status.status", "system-status.status")
+    kinds = {"instance-status.status": "InstanceStatus", "system-status.status": "SystemStatus"}
     return frozenset(
         told["InstanceId"]
-        for name in failed
+        for name, kind in kinds.items()
         for page in pages.paginate(Filters=[{"Name": name, "Values": ["impaired"]}])
         for told in page["InstanceStatuses"]
+        # What looks like EC2 may not know the filters, and hosts would be given up that are well.
+        if told[kind]["Status"] == "impaired"
     )

@@ -82,6 +82,8 @@ class Recovery:
 
     def release(self, seen: Look) -> None:
         """Terminates the hosts; those on demand stop where the run has not been ended."""
+        # A recovery may have rented some since the book was written last.
+        self.lease.update(lambda book: book.with_hosts(seen.run, seen.now, seen.status.seen))
         if seen.record.wish == record.END or any(host.spot for host in seen.alive):
             self._terminate(seen.alive)
         else:
@@ -112,7 +114,7 @@ class Recovery:
             self._end_all(seen)
             others = tuple(z for z in order.zones if z != zone)
             order = dataclasses.replace(order, zones=(*others, zone))
-            seen = seen.without(seen.alive)
+            seen = seen.without(seen.standing)
         order = self._capped(order, seen, seen.machines)
         return ec2.start(self.account, order, self.say, lambda: not hold.lost())
 
@@ -120,7 +122,7 @@ class Recovery:
         """Hosts for which their zone has no room any more are given up."""
         try:
             ec2.start_again(self.account, stopped, seen.status.seen)
-        except UserError:
+        except ec2.Full:
             self._terminate(stopped)
             raise
 
@@ -186,7 +188,7 @@ class Recovery:
         if most is None:
             return order
         zones = tuple(zone for zone in order.zones if order.prices.get(zone, most + 1) <= most)
-        if not zones and not seen.alive:
+        if not zones and not seen.standing:
             raise TooDear(
                 f"{hosts} hosts of {self.name} would cost more than --max-hourly-cost "
                 f"{self.limits.max_hourly_cost:g} in every zone now"

@@ -18,6 +18,8 @@ _WIND_DOWN_HOURS = 5 / 60
 """What trainers may take to save, and hosts to end, while they cost."""
 _OVER = 0.95
 """Of max_hours, after which a host that ended itself has done so for them."""
+_DIGITS = 9
+"""Of US dollars: three times 0.1 is 0.3."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def check_known(seen: Look, book: Book) -> None:
 
 def check_price(seen: Look, limits: Limits) -> None:
     """Raises UserError if the run costs more an hour already than it may, or that is not known."""
-    price = _hourly(seen.alive)
+    price = _hourly(seen.standing)
     if price is None and (limits.max_hourly_cost or limits.max_cost):
         raise UserError(
             "what the hosts cost is not known: leave --max-hourly-cost and --max-cost out"
@@ -134,10 +136,10 @@ def share(seen: Look, limits: Limits, hosts: int) -> float | None:
     """
     if limits.max_hourly_cost is None:
         return None
-    price = _hourly(seen.alive)
+    price = _hourly(seen.standing)
     if price is None:
         raise UserError("what the hosts cost is not known: --max-hourly-cost cannot be kept")
-    return (limits.max_hourly_cost - price) / hosts
+    return round((limits.max_hourly_cost - price) / hosts, _DIGITS)
 
 
 def _on_loss(
@@ -207,4 +209,4 @@ def _too_dear(seen: Look, book: Book, limits: Limits) -> str:
 
 def _hourly(hosts: Sequence[Host]) -> float | None:
     prices = [host.price for host in hosts]
-    return None if None in prices else sum(price or 0.0 for price in prices)
+    return None if None in prices else round(sum(price or 0.0 for price in prices), _DIGITS)

@@ -59,25 +59,27 @@ def _standing(account: Account, name: str) -> list[Run]:
     try:
         lookup.standing(account, name)
     except UserError:
-        if not _is_awaited(account, name):
+        if not _told_to_end(account, name):
             raise
-        again.ask_in(account, lookup.bucket(account, name, ""), name, record.END)
         print(f"{name} has no hosts; a watcher that waits for some ends")
         return []
     return lookup.preferred(account, runs.find(account, name, all_users=True))
 
 
-def _is_awaited(account: Account, name: str) -> bool:
-    """Whether a watcher has lost the hosts of a run, and rents others when there is room."""
-    bucket = lookup.bucket(account, name, "")
+def _told_to_end(account: Account, name: str) -> bool:
+    """Whether a watcher had lost the hosts of a run, to rent others when there is room."""
+    try:
+        bucket = lookup.bucket(account, name, "")
+    except UserError:
+        return False  # that there is no such run says more
     known, _ = record.read(account, bucket, name)
+    if known is None or known.owner != account.caller or known.wish != record.TRAIN:
+        return False
     book, _ = watch_book.read(account, bucket, name)
-    return bool(
-        known
-        and known.owner == account.caller
-        and known.wish == record.TRAIN
-        and book.interrupted(known.launch)
-    )
+    if not book.interrupted(known.launch):
+        return False
+    again.ask_in(account, bucket, name, known.launch, record.END)
+    return True
 
 
 def _tell_watchers(account: Account, run: Run, console: Console) -> None:

@@ -153,6 +153,7 @@ class Machines:
                 user=getpass.getuser(),
                 key_name="",
                 reason="",
+                reason_code="",
                 hours_before=0.0,
             )
             for server in self.servers

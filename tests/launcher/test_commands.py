@@ -30,15 +30,17 @@ from launcher import (
     runs,
     security_group,
     standing,
+    watch_book,
 )
 from launcher.__main__ import main
 from launcher.aws import Account
 from launcher.bootstrap import HostKey, user_data
-from launcher.commands import cp, doctor
+from launcher.commands import cp, doctor, kill
 from launcher.on_host.keeper import StopRules
 from launcher.record import Record
 from launcher.request import parse
 from launcher.runs import Run
+from launcher.watch_book import Book, Event
 from tests.cloud.cloud import LocalCloud, missing
 from tests.cloud.server import Call, Refusal
 from txl_jax.errors import UserError
@@ -452,12 +454,116 @@ def test_hosts_without_a_public_address_are_reached_by_their_private_one(desk: D
     assert states(desk) == ["stopped"]
 
 
+def wish(name: str = "first") -> str:
+    known, _ = record.read(Account.open(), BUCKET, name)
+    assert known
+    return known.wish
+
+
+def test_watchers_are_told_of_a_stop_and_of_a_start(desk: Desk) -> None:
+    run = desk.rent("first", 1, "--nospot")
+    note(run)
+    desk("stop", "first")
+    assert (wish(), states(desk)) == (record.STOP, ["stopped"])
+    known, _ = record.read(Account.open(), BUCKET, "first")
+    assert known and known.attempt != "of the launch"
+    # Nothing trains here, and the start is noted before that is found.
+    desk.cloud.refuse("StartInstances", "InsufficientInstanceCapacity", times=1)
+    assert "has no room for the hosts now" in desk.failure("start", "first")
+    assert wish() == record.TRAIN
+
+
+def test_watchers_are_told_of_a_kill_when_it_is_agreed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note(desk.rent("first", 2))
+    asked = []
+    with monkeypatch.context() as declining:
+        declining.setattr(kill, "agreed", lambda question, yes: asked.append(question))
+        assert main(["kill", "first"]) == 1
+    assert (wish(), asked) == (record.TRAIN, ["Terminate 2 hosts?"])
+    desk("kill", "first", "--yes")
+    assert wish() == record.END
+    assert not desk.cloud.instances()
+
+
+def test_watchers_of_another_launch_are_told_nothing(desk: Desk) -> None:
+    """Of this name, in another region for instance: its hosts would end."""
+    run = desk.rent("first")
+    note(dataclasses.replace(run, launch="f" * 16))
+    desk("kill", "first", "--yes")
+    assert wish() == record.TRAIN
+
+
+def test_hosts_end_also_where_no_watcher_can_be_told(desk: Desk) -> None:
+    note(desk.rent("first"))
+    desk.cloud.refuse("s3:PUT", "UnauthorizedOperation")
+    said = desk("kill", "first", "--yes")
+    assert "a watcher, if there is one, replaces the hosts" in said
+    assert not desk.cloud.instances()
+    desk.rent("second")  # of which there is no record
+    assert "a watcher" not in desk("kill", "second", "--yes")
+
+
+def interrupted(launch: str) -> Book:
+    """What a watcher writes that has lost hosts."""
+    now = datetime.now(UTC)
+    return Book(events=(Event(time=now, kind="preempted", text="-", launch=launch),))
+
+
+def test_a_watcher_that_waits_for_hosts_is_told_to_end(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = desk.rent("first")
+    note(run)
+    account = Account.open()
+    ec2.terminate(account, run.hosts)
+    assert "no host of a run first stands" in desk.failure("kill", "first")
+    watch_book.write(account, BUCKET, "first", interrupted("f" * 16), "")
+    assert "no host of a run first stands" in desk.failure("kill", "first")
+    _, version = watch_book.read(account, BUCKET, "first")
+    watch_book.write(account, BUCKET, "first", interrupted(run.launch), version)
+    with monkeypatch.context() as elsewhere:
+        as_user(desk.cloud.user("other"), elsewhere)
+        assert "no host of a run first stands" in desk.failure("kill", "first")
+    assert wish() == record.TRAIN
+    assert desk("kill", "first") == "first has no hosts; a watcher that waits for some ends\n"
+    assert wish() == record.END
+    assert "no host of a run first stands" in desk.failure("kill", "first")
+
+
+def test_a_run_that_does_not_stand_is_said_so_where_no_bucket_is(desk: Desk) -> None:
+    for words in (("kill", "first"), ("stop", "first"), ("start", "first")):
+        assert "no host of a run first stands in us-east-1" in desk.failure(*words)
+
+
+def test_only_ones_own_runs_are_looked_after(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "has no bucket" in desk.failure("watch", "first")
+    note(desk.rent("first"))
+    said = desk.failure("watch", "second")
+    assert said == (
+        f"s3://{BUCKET} knows of no launch of a run second: `python -m launcher ls --all` lists "
+        "the runs"
+    )
+    as_user(desk.cloud.user("other"), monkeypatch)
+    said = desk.failure("watch", "first")
+    assert "launched by arn:aws:iam::123456789012:user/laptop, and you are arn:" in said
+    assert watch_book.read(Account.open(), BUCKET, "first") == (Book(), "")
+
+
+def test_a_run_that_is_too_dear_is_not_looked_after(desk: Desk) -> None:
+    note(desk.rent("first"))
+    said = desk.failure("watch", "first", "--max-hourly-cost=35.99")
+    assert "the hosts cost $36.00 an hour, which is more than --max-hourly-cost 35.99" in said
+    assert watch_book.read(Account.open(), BUCKET, "first") == (Book(), "")
+
+
 def test_sync_wants_all_hosts_before_it_stops_a_trainer(desk: Desk) -> None:
     run = desk.rent("first", 2)
     note(run)
     desk.cloud.crash(run.hosts[1].instance_id)
     said = desk.failure("sync", "first")
-    assert "1 hosts of first stand ready, and it trains on 2: `python -m launcher kill" in said
+    assert "1 hosts of first stand ready, and it trains on 2: `python -m launcher watch" in said
     known, _ = record.read(Account.open(), BUCKET, "first")
     assert known and known.attempt == "of the launch"
 

@@ -741,3 +741,165 @@ def test_waiting_ends_after_a_while(aws, account, order, monkeypatch):
     run, _ = start(account, order)
     with pytest.raises(UserError, match="hosts of trial are running, not stopped"):
         ec2.wait(account, run, "stopped")
+
+
+def start_one(aws: Cloud, account: Account, order: Order, zone: str = "us-east-1b") -> str:
+    return ec2.start_one(account, order, zone, lambda _: None)
+
+
+def lost_of(account: Account, order: Order, index: int) -> runs.Run:
+    """A run of which one host is terminated."""
+    run, _ = start(account, order)
+    ec2.terminate(account, [host for host in run.hosts if host.index == index])
+    return run
+
+
+def test_one_host_is_started_beside_the_others_with_its_number_from_the_first(aws, account, order):
+    """Not numbered afterwards: it has to be known by its number whatever happens to the watcher."""
+    run = lost_of(account, order, 1)
+    one = dataclasses.replace(order, number=1, round=1)
+    aws.calls.clear()
+    new = start_one(aws, account, one)
+    asked = request(aws)
+    assert (asked["MinCount"], asked["MaxCount"]) == (1, 1)
+    for each in asked["TagSpecifications"]:
+        tags = dict_of(each["Tags"])
+        assert (tags[names.TAG_HOST], tags[names.TAG_NAME]) == ("1", "trial-1")
+        assert (tags[names.TAG_LAUNCH], tags[names.TAG_PRICE]) == ("launch-1", "9.25")
+    assert [name for name, _ in aws.calls] == ["RunInstances"]
+    (found,) = runs.find(account)
+    assert [host.instance_id for host in found.hosts] == [
+        run.hosts[0].instance_id,
+        new,
+        run.hosts[2].instance_id,
+    ]
+    assert ec2.wait_for(account, "trial", [h.instance_id for h in found.hosts], "running") == found
+
+
+def test_one_host_is_the_same_kind_of_host_as_the_others(aws, account, order):
+    """With EFA, though it is started alone."""
+    order = dataclasses.replace(order, max_price=12.0)
+    start(account, order)
+    before = request(aws)
+    start_one(aws, account, dataclasses.replace(order, number=1, round=3))
+    after = request(aws)
+    assert interfaces(aws) == [(0, 0, "efa", True)]
+    assert {name for name in before if before[name] != after[name]} == {
+        *("ClientToken", "MaxCount", "MinCount", "TagSpecifications"),
+    }
+
+
+def test_the_same_order_of_one_host_gives_the_same_host(aws, account, order):
+    one = dataclasses.replace(order, number=1, round=1)
+    first = start_one(aws, account, one)
+    assert start_one(aws, account, one) == first
+    assert len(aws.instances()) == 1
+    die(aws.instances()[0])
+    assert start_one(aws, account, one) == first
+    assert len(aws.instances()) == 1
+
+
+def test_another_round_number_zone_or_launch_gives_another_host(aws, account, order):
+    one = dataclasses.replace(order, number=1, round=1)
+    orders = [
+        one,
+        dataclasses.replace(one, round=2),
+        dataclasses.replace(one, number=2),
+        dataclasses.replace(one, number=11, round=0),
+        dataclasses.replace(one, launch="launch-2"),
+    ]
+    found = [start_one(aws, account, each) for each in orders]
+    found.append(start_one(aws, account, one, "us-east-1a"))
+    assert len(set(found)) == len(found)
+    assert [start_one(aws, account, each) for each in orders] == found[:-1]
+
+
+def test_all_hosts_of_another_round_are_others(aws, account, order):
+    """The launch had hosts in this zone, and they are gone: EC2 would answer with those."""
+    first, _ = start(account, order)
+    ec2.terminate(account, first.hosts)
+    second, said = start(account, dataclasses.replace(order, round=3))
+    assert {host.zone for host in second.hosts} == {"us-east-1b"}
+    assert said == []
+    assert [host.index for host in second.hosts] == [0, 1, 2]
+    assert len(aws.instances()) == 6
+
+
+def test_the_request_of_a_launch_is_told_from_all_that_follow(aws, account, order):
+    start(account, order)
+    start_one(aws, account, dataclasses.replace(order, number=0))
+    tokens = {asked["ClientToken"] for asked in aws.asked("RunInstances")}
+    assert len(tokens) == 2 and all(len(token) == 64 for token in tokens)
+
+
+@pytest.mark.parametrize("code", ["InsufficientInstanceCapacity", "SpotMaxPriceTooLow"])
+def test_a_zone_without_room_for_one_more_host_is_said_to_be_full(code, aws, account, order):
+    aws.full("us-east-1b", code)
+    complaint = f"no room for host 1 of trial in us-east-1b: {code}, There is no capacity"
+    with pytest.raises(ec2.Full, match=complaint):
+        start_one(aws, account, dataclasses.replace(order, number=1))
+    assert len(aws.asked("RunInstances")) == 1
+    assert aws.instances() == []
+
+
+def test_what_refuses_one_host_otherwise_is_not_for_want_of_room(aws, account, order):
+    one = dataclasses.replace(order, number=1)
+    for code in ("VcpuLimitExceeded", "UnauthorizedOperation"):
+        aws.refuse("RunInstances", code)
+        with pytest.raises(UserError) as error:
+            start_one(aws, account, one)
+        assert not isinstance(error.value, ec2.Full)
+
+
+def test_with_another_price_the_host_of_the_token_is_taken(aws, account, order):
+    """Of that number, and not another one that stands there."""
+    start(account, order)
+    ec2.terminate(account, [h for h in runs.find(account)[0].hosts if h.index == 1])
+    one = dataclasses.replace(order, number=1, round=1)
+    first = start_one(aws, account, one)
+    changed = dataclasses.replace(one, prices={"us-east-1b": 9.5})
+    assert start_one(aws, account, changed) == first
+    ec2.terminate(account, [h for h in runs.find(account)[0].hosts if h.index == 1])
+    with pytest.raises(ec2.Full, match="the hosts that this launch had there are gone"):
+        start_one(aws, account, changed)
+
+
+def test_that_no_zone_has_room_can_be_told_from_other_refusals(aws, account, order):
+    for zone in ZONES:
+        aws.full(zone)
+    with pytest.raises(ec2.Full):
+        start(account, order)
+    aws.refusals.clear()
+    aws.refuse("RunInstances", "VcpuLimitExceeded")
+    with pytest.raises(UserError) as error:
+        start(account, order)
+    assert not isinstance(error.value, ec2.Full)
+
+
+def test_that_stopped_hosts_find_no_room_can_be_told_from_other_refusals(aws, account, order):
+    run, _ = start(account, dataclasses.replace(order, spot=False))
+    ec2.stop(account, run.hosts)
+    aws.refuse("StartInstances", "InsufficientInstanceCapacity", status=500)
+    with pytest.raises(ec2.Full):
+        ec2.start_again(account, run.hosts)
+    aws.refuse("StartInstances", "UnauthorizedOperation")
+    with pytest.raises(UserError) as error:
+        ec2.start_again(account, run.hosts)
+    assert not isinstance(error.value, ec2.Full)
+
+
+def test_what_was_terminated_is_waited_for(aws, account, order):
+    def end(_: Any) -> bool:
+        for instance in aws.instances("shutting-down")[:1]:
+            instance._state = InstanceState("terminated", 48)
+        return False
+
+    run, _ = start(account, order)
+    ec2.terminate(account, run.hosts)
+    for instance in aws.instances():
+        instance._state = InstanceState("shutting-down", 32)
+    aws.refuse("DescribeInstances", "never", when=end)
+    aws.calls.clear()
+    ec2.until_terminated(account, run.hosts)
+    assert {instance.state for instance in aws.instances()} == {"terminated"}
+    assert len(aws.asked("DescribeInstances")) == 3

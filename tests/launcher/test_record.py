@@ -56,11 +56,29 @@ def test_it_is_read_as_it_was_written(account):
     assert found == written and version
 
 
+@pytest.mark.parametrize("wish", [record.TRAIN, record.STOP, record.END])
+def test_what_a_person_asks_of_a_run_is_kept(wish, account):
+    written = dataclasses.replace(some_record(command()), wish=wish)
+    record.write(account, BUCKET, "a", written, replaces="")
+    assert record.read(account, BUCKET, "a")[0] == written
+    assert record.differences(written, command()) == []
+
+
+def test_a_run_of_which_nothing_was_asked_yet_trains(account):
+    """Its record is older than wishes."""
+    record.write(account, BUCKET, "a", some_record(command()), replaces="")
+    content = objects.read_json(account, BUCKET, record.key("a"))
+    assert content.pop("wish") == record.TRAIN
+    objects.write_json(account, BUCKET, record.key("a"), content)
+    found, _ = record.read(account, BUCKET, "a")
+    assert found == dataclasses.replace(some_record(command()), wish=record.TRAIN)
+
+
 def test_of_two_launches_at_the_same_moment_one_is_refused(account):
     written = some_record(command())
     _, before = record.read(account, BUCKET, "a")
     record.write(account, BUCKET, "a", written, before)
-    with pytest.raises(UserError, match="launched by another command at this moment"):
+    with pytest.raises(record.Taken, match="launched by another command at this moment"):
         record.write(account, BUCKET, "a", dataclasses.replace(written, launch="f" * 16), before)
     found, version = record.read(account, BUCKET, "a")
     assert found == written
@@ -87,6 +105,7 @@ def test_what_is_no_record_counts_as_none_and_can_be_replaced(account):
         {"options": content["options"] | {"max_hours": "a"}},
         {"options": {}},
         {"config": content["config"] | {"more": 1}},
+        *({"wish": value} for value in ("", "Train", "train\n", "kill", ["end"])),
     ]
     damaged = [json.dumps(content | change).encode() for change in changes]
     for text in (*damaged, b"", b"[]", b"{", b"\xff", b"[" * 99_999):

@@ -161,6 +161,38 @@ def test_only_the_launchers_groups_let_another_machine_in(aws, account, place):
     assert open_to(aws, theirs) == before[1]
 
 
+def test_without_a_new_place_all_stays_as_open_as_it_was(aws, account, place):
+    """Hosts that take the place of others are let in to from where the others were."""
+    group_id = security_group.ensure(account, place, [HOME, SIX])
+    security_group.admit(account, [run_in(aws, group_id)], [OFFICE], mosh=True)
+    before = open_to(aws, group_id)
+    assert len(before) >= 4
+    for instance in aws.instances("running"):
+        instance.terminate()
+    aws.calls.clear()
+    assert security_group.ensure(account, place, None) == group_id
+    assert open_to(aws, group_id) == before
+    assert {name for name, _ in aws.calls} == {"DescribeSecurityGroups"}
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_without_a_new_place_what_is_open_to_the_world_is_closed(used, aws, account, place):
+    group_id = security_group.ensure(account, place, [HOME])
+    before = open_to(aws, group_id)
+    if used:
+        run_in(aws, group_id)
+    aws.client("ec2").authorize_security_group_ingress(
+        GroupId=group_id, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="0.0.0.0/0"
+    )
+    security_group.ensure(account, place, None)
+    assert open_to(aws, group_id) == before
+
+
+def test_without_a_group_nobody_is_let_in_from_outside(aws, account, place):
+    group_id = security_group.ensure(account, place, None)
+    assert open_to(aws, group_id) == {("-1", None, None, group_id)}
+
+
 def test_launches_at_once_make_one_group(aws, account, place):
     with ThreadPoolExecutor(8) as threads:
         made = set(threads.map(lambda _: security_group.ensure(account, place, [HOME]), range(8)))

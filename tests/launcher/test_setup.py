@@ -1,6 +1,7 @@
 """Hosts are prepared through real sshds and tmux; what would change this machine is a stand-in."""
 
 import dataclasses
+import fcntl
 import gzip
 import hashlib
 import io
@@ -314,6 +315,55 @@ def test_what_else_a_person_does_in_the_session_does_not_matter(bench):
         assert setup.states(hosts) == ["ended 75"]
     assert some.do()[-1] == "trainer"
     until(lambda: some.calls().count("train") == 2)
+
+
+def test_hosts_tell_how_it_stands(bench):
+    some = bench(2)
+    nothing = setup.Condition(False, None, trainer=-1.0, set_up=-1.0, busy=False)
+    with some.hosts() as hosts:
+        assert setup.conditions(hosts) == [nothing, nothing]
+    some.do()
+    for number in range(2):
+        some.trainer_words(number)
+    (some.servers[0].home / "txl" / "status").write_text("3\n")
+    with some.hosts() as hosts:
+        for name, age in ((keeper.PID, 7200), ("set-up", 7260)):
+            hosts.run(f"touch -d '-{age} seconds' ~/txl/{name}", timeout=300)
+        with (some.servers[1].home / "txl" / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            first, second = setup.conditions(hosts)
+        assert not setup.conditions(hosts)[1].busy
+    assert (first.training, first.status, first.busy) == (False, 3, False)
+    assert (second.training, second.status, second.busy) == (True, None, True)
+    assert 7200 <= second.trainer < second.set_up
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ("training\n7\n60\nidle\n", setup.Condition(True, None, 7.0, 60.0, False)),
+        ("training\n7\n-1\nbusy\n", setup.Condition(True, None, 7.0, -1.0, True)),
+        ("ended 0\n7\n60\nidle\n", setup.Condition(False, 0, 7.0, 60.0, False)),
+        ("ended 137\n7\n60\nidle\n", setup.Condition(False, 137, 7.0, 60.0, False)),
+        ("ended \n7\n60\nidle\n", setup.Condition(False, None, 7.0, 60.0, False)),
+        ("nothing\n-1\n-1\nidle\n", setup.Condition(False, None, -1.0, -1.0, False)),
+    ],
+)
+def test_what_a_host_tells_is_read(told, found):
+    assert setup._condition("night-0", told.split("\n")) == found
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *("", "training\n", "training\n7\n60", "ended x\n7\n60\nidle", "\x1b[2J"),
+        "training\n\n60\nidle",
+    ],
+)
+def test_a_host_that_does_not_tell_is_named(told):
+    with pytest.raises(UserError, match=r"night-0 does not tell how it stands: ") as caught:
+        setup._condition("night-0", told.split("\n"))
+    assert str(caught.value).isprintable()
 
 
 def test_where_one_trains_the_other_is_started(bench):
