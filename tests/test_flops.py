@@ -53,6 +53,15 @@ def test_flops_are_those_of_the_products(cfg, n_layer, mem_len):
     assert train_flops_per_token(cfg) == pytest.approx((3 * forward - into_memory) / cfg.tgt_len)
 
 
+def test_of_an_adaptive_softmax_the_head_counts():
+    """Its own words, and a row for each of the other clusters."""
+    adaptive = dataclasses.replace(PLAIN, cutoffs=(100, 200))
+    head = dataclasses.replace(PLAIN, n_token=102)
+    assert train_flops_per_token(adaptive) == train_flops_per_token(head)
+    projected = train_flops_per_token(dataclasses.replace(adaptive, div_val=2))
+    assert projected == train_flops_per_token(adaptive) + 3 * 2 * 2 * D * D
+
+
 def test_remat_and_dropout_do_not_count():
     same = dataclasses.replace(PLAIN, remat=True, dropout=0.1, untie_r=True, tie_weight=False)
     assert train_flops_per_token(same) == train_flops_per_token(PLAIN)

@@ -28,18 +28,20 @@ def test_what_a_sign_says(tmp_path):
     sign = json.loads(path.read_text())
     assert before <= sign.pop("time") <= time.time()
     host = socket.gethostname()
-    assert sign == {"step": 101, "loss": None, "tokens_per_s": None, "host": host}
-    beat.measured(2.5, 1000.0)
+    nothing = {"loss": None, "tokens_per_s": None, "own_ms": None}
+    assert sign == {"step": 101, "host": host, **nothing}
+    beat.measured(2.5, 1000.0, 9.5)
     beat.show()
     sign = json.loads(path.read_text())
     assert (sign["step"], sign["loss"], sign["tokens_per_s"]) == (101, 2.5, 1000.0)
+    assert sign["own_ms"] == 9.5
     assert os.listdir(path.parent) == ["3.json"]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_null(tmp_path, loss):
     beat = Heartbeat(tmp_path, 0, 0)
-    beat.measured(loss, 1.0)
+    beat.measured(loss, 1.0, None)
     beat.show()
     assert json.loads((tmp_path / "heartbeats" / "0.json").read_text())["loss"] is None
 
@@ -59,7 +61,7 @@ def test_not_every_step_shows_a_sign(tmp_path, monkeypatch):
 def test_a_long_evaluation_shows_signs_and_counts_no_steps(tmp_path, monkeypatch):
     path = tmp_path / "heartbeats" / "0.json"
     made = Heartbeat(tmp_path, 0, 4)
-    made.measured(2.5, 1000.0)
+    made.measured(2.5, 1000.0, None)
     made.advance()
     monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
     ended = Heartbeat(tmp_path, 0)

@@ -136,14 +136,14 @@ def read_original(variant: str) -> Original:
     return Original(ModelConfig(**given | about["set_after"]), about, arrays)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        *("a_plain", "a_plain_mem12", "b_adaptive_div1", "c_adaptive_div4", "d_prelnorm"),
-        *("e_same_length_clamp", "f_embed_adaptive", "g_untied", "h_eval_longmem_same_clamp"),
-        "x_short_last",
-    ],
-)
+VARIANTS = [
+    *("a_plain", "a_plain_mem12", "b_adaptive_div1", "c_adaptive_div4", "d_prelnorm"),
+    *("e_same_length_clamp", "f_embed_adaptive", "g_untied", "h_eval_longmem_same_clamp"),
+    "x_short_last",
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_losses_memory_and_gradients_are_the_originals(variant):
     cfg, about, arrays = original = read_original(variant)
     xl = build(cfg, random_params(cfg))
@@ -171,6 +171,33 @@ def test_losses_memory_and_gradients_are_the_originals(variant):
         np.testing.assert_allclose(
             memory.hidden[:, :, cfg.mem_len - filled :], remembered, rtol=0, atol=2e-5
         )
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(variant, marks=() if variant[0] in "ch" else pytest.mark.slow)
+        for variant in VARIANTS
+    ],
+)
+@pytest.mark.parametrize(
+    ("dtype", "worst", "mean"), [("bfloat16", 0.2, 0.04), ("float16", 0.03, 0.005)]
+)
+def test_in_16_bits_losses_are_near_the_originals(variant, dtype, worst, mean):
+    """Of single tokens, and on average; the weights are large, so that roundings show."""
+    cfg, about, arrays = original = read_original(variant)
+    xl = build(cfg, random_params(cfg))
+    interop.load_torch_state_dict(xl, original.below("param/"))
+    params = nnx.to_pure_dict(nnx.state(xl))
+    cfg = dataclasses.replace(cfg, dtype=dtype)
+    memory = build(cfg, params).init_memory(about["batch"])
+    for segment in range(about["n_seg"]):
+        inputs, targets, expected = (
+            arrays[f"seg{segment}/{name}"].T for name in ("input", "target", "loss")
+        )
+        loss, memory = forward(cfg, params, inputs, targets, memory)
+        assert np.abs(loss - expected).max() < worst
+        assert abs((loss - expected).mean()) < mean
 
 
 def compare_gradients(cfg: ModelConfig, gradients: Any, expected: dict[str, np.ndarray]) -> None:

@@ -108,7 +108,7 @@ def test_the_numbers_are_those_of_the_run(folder, drawn):
     cause = "not known: no watcher looked on"
     assert ["1", "2025-06-15 15:08:10", cause, "4 x cpu", "20", "0:01:28"] in rows
     host = json.loads((folder / "heartbeats" / "1.json").read_text())["host"]
-    assert ["1", host, "39", "361"] in [row[:2] + row[3:] for row in rows]
+    assert ["1", host, "39", "361", "11.00"] in [row[:2] + row[3:] for row in rows]
     commands = found.texts["pre"]
     assert "git checkout 0123456789abcdef0123456789abcdef01234567" in commands
     assert "python -m txl_jax.train --local --text-dir 'my text'" in commands

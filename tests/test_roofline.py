@@ -59,7 +59,7 @@ def test_parts_add_up_to_the_flops_of_training(model, parts, fused):
 
 
 def test_an_adaptive_softmax_scores_less():
-    """Training's FLOPs count all words for every token, and no projection of clusters."""
+    """Of training's FLOPs, the tails are what that number leaves out."""
     head, *tails = zip((10, 20, 20), (16, 4, 1), token_shares(DIVIDED), strict=True)
     share = 1 - sum(share for *_, share in tails)
     assert share == pytest.approx(head[2])

@@ -38,7 +38,7 @@ def test_it_tells_what_the_trainer_wrote(tmp_path):
         (0, 40, 360.0),
         (1, 39, 361.0),
     ]
-    assert told.signs[0].own_ms is None and told.last_seen == max(s.time for s in told.signs)
+    assert told.signs[0].own_ms == 10.0 and told.last_seen == max(s.time for s in told.signs)
 
 
 def test_files_have_the_names_that_writers_give_them():

@@ -70,7 +70,7 @@ def write(folder: Path) -> Path:
     results.save(folder, RESULTS)
     for process, step in enumerate((40, 39)):
         beat = Heartbeat(folder, process, step)
-        beat.measured(3.0, 360.0 + process)
+        beat.measured(3.0, 360.0 + process, 10.0 + process)
         beat.show()
     return folder
 

@@ -5,6 +5,7 @@ Letters: T tgt_len, M mem_len, S = M + T keys, D d_model, E d_embed, V vocabular
 
 from jax.sharding import Mesh
 
+from txl_jax.adaptive import is_projected
 from txl_jax.config import ModelConfig
 
 # Dense 16-bit matrix products with 32-bit sums, FLOP/s of one device, from NVIDIA's data sheets.
@@ -31,7 +32,7 @@ def train_flops_per_token(cfg: ModelConfig) -> float:
 
     Keys and values of memory are counted, since each segment computes them anew, but nothing goes
     back through them, unless learned positions were added (attn_type 3). Recomputation (remat) is
-    not counted.
+    not counted, nor are the tails of an adaptive softmax, a few percent, which hang on the text.
     """
     tgt_len, keys = cfg.tgt_len, cfg.mem_len + cfg.tgt_len
     width = cfg.n_head * cfg.d_head
@@ -41,8 +42,9 @@ def train_flops_per_token(cfg: ModelConfig) -> float:
     products = 3 if cfg.attn_type in (0, 1) else 2
     per_segment += products * 2 * tgt_len * keys * width
     per_segment += 2 * 2 * tgt_len * cfg.d_model * cfg.d_inner
-    per_token = cfg.n_layer * per_segment / tgt_len + 2 * d_embed * cfg.n_token
-    if d_embed != cfg.d_model:
+    scored = cfg.cutoffs[0] + len(cfg.cutoffs) if cfg.cutoffs else cfg.n_token
+    per_token = cfg.n_layer * per_segment / tgt_len + 2 * d_embed * scored
+    if is_projected(cfg):
         per_token += 2 * 2 * cfg.d_model * d_embed
     into_memory = 0 if cfg.attn_type == 3 else 2 * cfg.d_model * width * 2 * cfg.mem_len
     return 3 * per_token - cfg.n_layer * into_memory / tgt_len

@@ -1,9 +1,11 @@
 """Signs of life of a run's processes: heartbeats/P.json in the run's folder, for each process P.
 
-    {"step": 500, "loss": 3.2, "tokens_per_s": 61000.0, "time": 1767322984.1, "host": "ip-10-0-0-7"}
+    {"step": 500, "loss": 3.2, "tokens_per_s": 61000.0, "own_ms": 9.8, "time": 1767322984.1,
+     "host": "ip-10-0-0-7"}
 
-`time` is in seconds since 1970. `loss` (nats, from process 0 only) and `tokens_per_s` are those of
-the last log line; null: there was none yet, or the loss is not finite. Files are replaced, at most
+`time` is in seconds since 1970. `loss` (nats, from process 0 only), `tokens_per_s` and `own_ms`
+(`own_speed.py`; of several processes only) are those of the last log line; null: there was none
+yet, or the loss is not finite. Files are replaced, at most
 every 15 s, while steps are made and texts evaluated. Whoever looks after a host stops it when they
 stay as they are.
 """
@@ -36,12 +38,13 @@ class Heartbeat:
         self._step: int = earlier.get("step", 0) if step is None else step
         self._loss: float | None = earlier.get("loss")
         self._speed: float | None = earlier.get("tokens_per_s")
+        self._own: float | None = earlier.get("own_ms")
         self._shown = -math.inf
 
-    def measured(self, loss: float | None, tokens_per_s: float) -> None:
+    def measured(self, loss: float | None, tokens_per_s: float, own_ms: float | None) -> None:
         """Takes in what a log line says; the loss is None where it is another process's to tell."""
         self._loss = loss if loss is not None and math.isfinite(loss) else None
-        self._speed = tokens_per_s
+        self._speed, self._own = tokens_per_s, own_ms
 
     def advance(self) -> None:
         """Counts a step, and shows a sign if the last one is old enough."""
@@ -59,6 +62,7 @@ class Heartbeat:
             "step": self._step,
             "loss": self._loss,
             "tokens_per_s": self._speed,
+            "own_ms": self._own,
             "time": time.time(),
             "host": socket.gethostname(),
         }

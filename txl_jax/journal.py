@@ -70,7 +70,8 @@ class Journal:
         """Logs numbers after `step` optimizer steps, and prints a line if there is one."""
         if "times/tokens_per_sec" in values:
             loss = float(values["learning/loss"]) if self._primary else None
-            self._heartbeat.measured(loss, float(values["times/tokens_per_sec"]))
+            own = float(values["times/own"]) if "times/own" in values else None
+            self._heartbeat.measured(loss, float(values["times/tokens_per_sec"]), own)
         if self._primary:
             self._logs.scalars(step, self._course.tokens(step), values)
         if line:

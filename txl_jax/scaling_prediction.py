@@ -31,8 +31,8 @@ from txl_jax.scaling_model import (
 from txl_jax.tables import aligned
 
 HOSTS = (1, 2, 4, 8, 16, 32, 64, 128)
-UTILIZATION = 0.32
-"""Of LARGE in bfloat16 with 16 sequences on one H100, 66.1 ms a step (bench/LOG.md, 2026-11-27)."""
+UTILIZATION = 0.22
+"""Of LARGE in bfloat16 with 16 sequences on one H100, 53.3 ms a step (bench/LOG.md, 2026-11-27)."""
 
 
 class Assumption(NamedTuple):

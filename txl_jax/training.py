@@ -43,6 +43,7 @@ from txl_jax.generator import Generator
 from txl_jax.heartbeat import Heartbeat
 from txl_jax.home import Home
 from txl_jax.journal import Journal, say
+from txl_jax.own_speed import OwnSpeed
 from txl_jax.pace import Pace
 from txl_jax.peers import Peers, facts, local_devices
 from txl_jax.prefetch import Prefetch
@@ -168,7 +169,7 @@ def train(
             *(abstract_state(cfg, mesh), tokens_of_step, tokens_of_step),
         )
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
-        pace, done = Pace(cfg, mesh), None
+        pace, own_speed, done = Pace(cfg, mesh), OwnSpeed(peers.several), None
         first, saved, saved_at = n, n, time.monotonic()
         earlier = home.events() if primary else []
         with (
@@ -201,6 +202,8 @@ def train(
                     speed = pace.lap()
                     shown = metrics.learning(totals, measure) | metrics.times(speed)
                     shown |= metrics.scaling(state.loss_scale)
+                    with pace.paused():
+                        shown |= own_speed.times()
                     line = metrics.log_line(n, steps, course.tokens(n), shown, speed, measure)
                     journal.scalars(n, shown, line)
                     zero = jax.device_put(Totals.zero(), sharding.repeated(mesh))

@@ -1,6 +1,8 @@
 """Lists runs: hosts, cost so far, and how training goes.
 
-Hosts that have ended are shown for about an hour, as EC2 remembers them for so long.
+A run of whose hosts none has shown a sign of life for ten minutes is called stalled; hosts whose
+devices are 20 % slower than the others' are named below the table. Hosts that have ended are shown
+for about an hour, as EC2 remembers them for so long.
 """
 
 import json
@@ -14,16 +16,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher import runs, status
+from launcher import runs, slow, status
 from launcher.amounts import dollars, duration
 from launcher.aws import Account
 from launcher.options import InRegion
 from launcher.runs import Run
+from launcher.slow import SlowHost
 from launcher.status import Status
 from txl_jax.errors import UserError
 
 _SILENT = timedelta(minutes=2)
 """Processes show a sign of life every 15 s, and it is in S3 some seconds later."""
+_STALLED = timedelta(minutes=10)
+"""As a watcher has it (`inquiry.py`), which takes long to import."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,7 @@ class _Row:
     readable: bool
     """Whether the run's bucket lets us read how it goes."""
     now: datetime
+    slow: tuple[SlowHost, ...] = ()
 
     @property
     def cost(self) -> float | None:
@@ -65,8 +71,8 @@ class _Row:
         seen = self.status.seen
         if seen is None or seen < min(host.launched for host in hosts):
             return "setting up"
-        if self.now - seen > _SILENT:
-            return f"silent for {duration(self.now - seen)}"
+        if (silence := self.now - seen) > _SILENT:
+            return f"{'stalled' if silence >= _STALLED else 'silent'} for {duration(silence)}"
         return "training"
 
 
@@ -77,7 +83,12 @@ def main(options: Options) -> int:
     if options.json:
         print(json.dumps([_as_json(row) for row in rows], indent=2))
     elif rows:
-        Console(highlight=False).print(_table(rows, options.all))
+        console = Console(highlight=False)
+        console.print(_table(rows, options.all))
+        for row in rows:
+            if row.slow:
+                named = ", ".join(f"host {slow.host} ({slow.ratio:.1f} x)" for slow in row.slow)
+                console.print(Text(f"{row.run.name}: slower than the others: {named}"))
     else:
         whose = "" if options.all else " of yours; --all shows everybody's"
         print(f"no runs in {account.region}{whose}")
@@ -101,7 +112,10 @@ def _rows(account: Account, everybody: bool) -> list[_Row]:
 def _row(account: Account, run: Run, now: datetime) -> _Row:
     bucket = run.logdir.removeprefix("s3://").split("/")[0]
     try:
-        return _Row(run, status.read(account, bucket, run.name), True, now)
+        told = status.read(account, bucket, run.name)
+        works = any(host.state == "running" for host in run.hosts) and not told.finished
+        found = slow.find(account, bucket, run) if works else ()
+        return _Row(run, told, True, now, found)
     except UserError:  # one that we may not read, perhaps by a false tag
         return _Row(run, Status(), False, now)
 
@@ -154,6 +168,7 @@ def _as_json(row: _Row) -> dict[str, Any]:
         "tokens_per_s": told.tokens_per_s,
         "seen": told.seen.isoformat() if told.seen else None,
         "finished": told.finished,
+        "slow": [{"host": slow.host, "ratio": round(slow.ratio, 2)} for slow in row.slow],
         "hosts": [
             {
                 "host": host.index,
