@@ -146,6 +146,12 @@ def error_code(error: ClientError) -> str:
     return error.response.get("Error", {}).get("Code", "")
 
 
+def is_quota(error: ClientError) -> bool:
+    """Whether AWS says that the account has as many of something as it may have."""
+    code = error_code(error)
+    return code in _QUOTAS or code.endswith("LimitExceeded")
+
+
 def error_message(error: ClientError) -> str:
     """The words of AWS' answer in one line."""
     message = error.response.get("Error", {}).get("Message", "")
@@ -221,6 +227,6 @@ def _explain_answer(error: ClientError) -> str:
         return f"AWS finds the time of the request wrong ({code}): set this machine's clock"
     if code in THROTTLED:
         return f"AWS asks to slow down ({code} at {operation}): try again in a minute"
-    if code in _QUOTAS or code.endswith("LimitExceeded"):
+    if is_quota(error):
         return f"a quota of the account is reached ({code}: {message}): raise it in Service Quotas"
     return f"AWS refuses {operation} ({code}: {message})"

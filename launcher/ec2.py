@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 from botocore.exceptions import ClientError
 
 from launcher import names, runs
-from launcher.aws import THROTTLED, UNREACHABLE, Account, error_code, error_message, explained
+from launcher.aws import (
+    THROTTLED,
+    UNREACHABLE,
+    Account,
+    error_code,
+    error_message,
+    explained,
+    is_quota,
+)
 from launcher.hardware import Image, InstanceType
 from launcher.runs import Host, Run
 from launcher.standing import Standing
@@ -49,6 +57,10 @@ _STOPPED = ("stopping", "stopped")
 
 class Full(UserError):
     """No zone has room for the hosts."""
+
+
+class Quota(UserError):
+    """The account may have no more hosts; those that shut down count until they are terminated."""
 
 
 class Stopped(UserError):
@@ -187,9 +199,14 @@ def start_one(account: Account, order: Order, zone: str, say: Callable[[str], No
 
     The same order is answered with the same host, also where that has died meanwhile.
 
-    Raises Full if the zone has no room, UserError for a quota or if AWS refuses.
+    Raises Full if the zone has no room, Quota for a quota, UserError if AWS refuses otherwise.
     """
-    found = _request(account, order, zone, say)
+    try:
+        found = _request(account, order, zone, say)
+    except ClientError as error:
+        if not is_quota(error):
+            raise
+        raise Quota(f"a quota of the account is reached ({error_message(error)})") from error
     if isinstance(found, str):
         raise Full(f"no room for host {order.number} of {order.name} in {zone}: {found}")
     return found[0]

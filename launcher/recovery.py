@@ -107,7 +107,13 @@ class Recovery:
         if there:
             zone = (*seen.alive, *stopped)[0].zone
             order = self._capped(order, seen, len(missing))
-            new, why = self._fill(order, zone, missing, hold)
+            try:
+                new, why = self._fill(order, zone, missing, hold)
+            except ec2.Quota as quota:
+                # The hosts that were lost a moment ago may count yet.
+                self.say(f"{quota}: waiting until the lost hosts are terminated")
+                ec2.until_terminated(self.account, seen.of_state("shutting-down", "terminated"))
+                new, why = self._fill(order, zone, missing, hold)
             if len(new) == len(missing):
                 return ec2.wait_for(self.account, self.name, [*there, *new], "running")
             self.moved(seen, why)
@@ -116,6 +122,7 @@ class Recovery:
             order = dataclasses.replace(order, zones=(*others, zone))
             seen = seen.without(seen.standing)
         order = self._capped(order, seen, seen.machines)
+        ec2.until_terminated(self.account, seen.of_state("shutting-down"))  # quotas count them
         return ec2.start(self.account, order, self.say, lambda: not hold.lost())
 
     def _start_again(self, stopped: tuple[Host, ...], seen: Look) -> None:
@@ -165,7 +172,11 @@ class Recovery:
     def _order(self, seen: Look) -> ec2.Order:
         """The order of all hosts, at today's prices, the cheapest zone first."""
         known = seen.record
-        command = again.command_of(self.account, self.bucket, self.name, known, self.private_ip)
+        # As the others, which a launch with --private-ip has rented.
+        private = self.private_ip or (
+            bool(seen.alive) and not any(host.public_ip for host in seen.alive)
+        )
+        command = again.command_of(self.account, self.bucket, self.name, known, private)
         kind = hardware.describe(self.account, known.config.cluster.instance_type)
         image = hardware.image(self.account, kind, command.image)
         now = hardware.prices(self.account, kind)

@@ -35,6 +35,13 @@ _OTHERS_SECONDS = 300.0
 """For which another command that drives the hosts is left alone."""
 
 
+def check(account: Account, bucket: str, name: str, limits: Limits) -> None:
+    """Raises UserError if the run is not known, has no hosts, or costs more an hour than it may."""
+    seen = look(account, bucket, name)
+    verdict.check_price(seen, limits)
+    verdict.check_known(seen, watch_book.read(account, bucket, name)[0])
+
+
 def watch(
     account: Account,
     bucket: str,
@@ -43,17 +50,11 @@ def watch(
     private_ip: bool,
     console: Console,
 ) -> int:
-    """Exit status: 0 when the run has finished, 1 when it was ended, by a person or for its budget.
-
-    Raises UserError if the run is not known, has no hosts, or costs more an hour than it may.
-    """
+    """Exit status: 0 when the run has finished, 1 when a person or a budget has ended it."""
 
     def say(text: str) -> None:
         console.print(Text(f"{datetime.now(UTC):%H:%M:%S} {text}"), soft_wrap=True)
 
-    seen = look(account, bucket, name)
-    verdict.check_price(seen, limits)
-    verdict.check_known(seen, watch_book.read(account, bucket, name)[0])
     while True:
         try:
             with Lease(account, bucket, name, say) as lease:
@@ -139,8 +140,8 @@ class _Watch:
             # A recovery that is under way may rent a host until it learns that it is over.
             return not self._recovering
         if found.do is Do.WIND_DOWN:
-            self._note(seen, "budget", found.why)
             self._recovery().wind_down(seen)
+            self._note(seen, "budget", found.why)
             if self._recovering:
                 wait([self._recovering], _OTHERS_SECONDS)
                 self._recovery().release(look(self.account, self.bucket, self.name))

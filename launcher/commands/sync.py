@@ -3,6 +3,7 @@
 The trainers save first, and go on from there with the words that were typed before.
 """
 
+import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from launcher import again, lookup, reach, setup
+from launcher import again, lookup, reach, record, setup
 from launcher.aws import Account
 from launcher.options import OnHosts, OwnOnly, RunName
 from launcher.source import archive
@@ -42,6 +43,7 @@ def main(options: Options) -> int:
         if source.warning:
             console.print(Text(source.warning), soft_wrap=True)
         known = again.keep_source(account, bucket, known, source)
+        known = dataclasses.replace(known, wish=record.TRAIN)
         work = again.prepared(account, run, bucket, known, source.path)
         with reach.reached(account, run, private) as hosts:
             hold = again.take_hold(account, bucket, run.name, known, version)

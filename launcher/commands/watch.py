@@ -18,7 +18,7 @@ from launcher.interrupts import signals_as_interrupts
 from launcher.names import check_run_name, quoted
 from launcher.options import OfBucket, OnHosts, RunName
 from launcher.verdict import Limits
-from launcher.watch import watch
+from launcher.watch import check, watch
 from txl_jax.errors import UserError
 
 
@@ -49,6 +49,7 @@ def main(options: Options) -> int:
     account = Account.open(options.region)
     bucket = lookup.bucket(account, check_run_name(options.name), options.bucket)
     lookup.check_launched(account, bucket, options.name)
+    check(account, bucket, options.name, limits)
     if options.detach:
         return _detach(options)
     try:

@@ -120,10 +120,11 @@ def instance(cloud: LocalCloud, number: int) -> str:
 class Observed:
     """What is seen of a cloud from its thread: hosts that cost, and signs of life in S3."""
 
-    def __init__(self, cloud: LocalCloud):
-        self._cloud = cloud
+    def __init__(self, cloud: LocalCloud, steps: int):
+        self._cloud, self._steps = cloud, steps
         self.most = 0
         self.signs: dict[str, set[float]] = defaultdict(set)
+        """Until training has ended; what is compiled for the final evaluation shows none."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -132,6 +133,8 @@ class Observed:
         s3 = self._cloud.client("s3")
         while not self._ended.wait(0.3):
             self.most = max(self.most, len(self._cloud.instances()))
+            if step(self._cloud) >= self._steps:
+                continue
             found = s3.list_objects_v2(Bucket=BUCKET, Prefix="runs/a/heartbeats/")
             for entry in found.get("Contents", []):
                 self.signs[entry["Key"]].add(entry["LastModified"].timestamp())
@@ -167,7 +170,7 @@ def test_ten_interruptions_leave_the_losses_as_they_are(
     launch(cloud, "a", 4, steps)
     zone = str(cloud.instances()[0].placement.zone)
     watcher = watchers.start()
-    observed = Observed(cloud)
+    observed = Observed(cloud, steps)
     for number in range(INTERRUPTIONS):
         wanted = (number + 1) * STEPS_BETWEEN
         watchers.until(lambda wanted=wanted: step(cloud) >= wanted)
@@ -222,7 +225,7 @@ def check_signs(observed: Observed, told: list[dict[str, Any]]) -> None:
             if not any(begin - 1 <= after and before <= end + 1 for begin, end in pauses)
         ]
         assert gaps
-        assert max(after - before for before, after in gaps) <= SIGN_SECONDS
+        assert not [gap for gap in gaps if gap[1] - gap[0] > SIGN_SECONDS], (gaps, pauses)
 
 
 def _seconds(iso: str) -> float:

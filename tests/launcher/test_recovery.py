@@ -171,6 +171,33 @@ def test_it_is_lost_again_and_again(bench):
     assert bench.most == 2
 
 
+def test_hosts_that_shut_down_count_against_the_quota_until_they_are_terminated(bench, monkeypatch):
+    bench.launch()
+    bench.lose(1)
+    waited: list[list[str]] = []
+    monkeypatch.setattr(
+        ec2, "until_terminated", lambda _, hosts: waited.append([h.state for h in hosts])
+    )
+    bench.aws.refuse("RunInstances", "VcpuLimitExceeded", times=1)
+    bench.recover()
+    assert waited == [["terminated"]]
+    assert len(bench.trained) == 1
+    bench.lose(0)
+    bench.aws.refuse("RunInstances", "VcpuLimitExceeded", times=2)
+    with pytest.raises(ec2.Quota, match="a quota of the account is reached"):
+        bench.recover()
+    assert len(bench.standing()) == 1 and not bench.moved
+
+
+def test_hosts_are_reached_as_those_beside_them(bench, account):
+    """A launch with --private-ip gives its hosts no public addresses."""
+    bench.launch("--private-ip")
+    bench.lose(1)
+    bench.recover()
+    for asked in bench.aws.asked("RunInstances"):
+        assert "AssociatePublicIpAddress" not in asked["NetworkInterfaces"][0]
+
+
 def test_when_all_are_lost_the_cheapest_zone_is_tried_first(bench):
     bench.launch()
     bench.lose(0, 1)
