@@ -189,13 +189,14 @@ def test_hosts_that_shut_down_count_against_the_quota_until_they_are_terminated(
     assert len(bench.standing()) == 1 and not bench.moved
 
 
-def test_hosts_are_reached_as_those_beside_them(bench, account):
-    """A launch with --private-ip gives its hosts no public addresses."""
-    bench.launch("--private-ip")
-    bench.lose(1)
-    bench.recover()
-    for asked in bench.aws.asked("RunInstances"):
-        assert "AssociatePublicIpAddress" not in asked["NetworkInterfaces"][0]
+def test_further_hosts_are_without_public_addresses_where_the_others_are(bench):
+    """As a launch with --private-ip has rented them."""
+    bench.launch()
+    seen = bench.look()
+    assert not bench.recovery()._order(seen).private_ip
+    hosts = tuple(dataclasses.replace(host, public_ip="") for host in seen.run.hosts)
+    private = dataclasses.replace(seen, run=dataclasses.replace(seen.run, hosts=hosts))
+    assert bench.recovery()._order(private).private_ip
 
 
 def test_when_all_are_lost_the_cheapest_zone_is_tried_first(bench):

@@ -25,6 +25,18 @@ def launched(aws, account: Account) -> None:
     record.write(account, BUCKET, NAME, known, "")
 
 
+@pytest.fixture
+def hosted(launched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it had hosts."""
+    monkeypatch.setattr(watch, "check", lambda *_: None)
+
+
+@pytest.mark.parametrize("words", [[], ["--detach"]])
+def test_a_run_without_hosts_is_refused_before_anything_begins(words, launched):
+    with pytest.raises(UserError, match="EC2 knows no host of this run any more"):
+        __main__.main(["watch", NAME, *words])
+
+
 @pytest.mark.parametrize(
     ("word", "complaint"),
     [
@@ -57,7 +69,7 @@ def test_a_refusal_is_one_line_and_status_2():
     assert done.stdout == ""
 
 
-def test_the_words_become_limits(monkeypatch, launched):
+def test_the_words_become_limits(monkeypatch, hosted):
     given = []
     monkeypatch.setattr(watch, "watch", lambda *words: given.append(words[3]) or 0)
     assert __main__.main(["watch", NAME]) == 0
@@ -91,7 +103,7 @@ def test_a_run_without_hosts_is_not_looked_after(launched):
         __main__.main(["watch", NAME])
 
 
-def test_ctrl_c_says_that_the_run_goes_on(monkeypatch, capsys, launched):
+def test_ctrl_c_says_that_the_run_goes_on(monkeypatch, capsys, hosted):
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
@@ -120,7 +132,7 @@ def typed(*words: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return __main__.main(list(words))
 
 
-def test_detached_the_same_words_are_typed_in_tmux(tmux, monkeypatch, capsys, launched):
+def test_detached_the_same_words_are_typed_in_tmux(tmux, monkeypatch, capsys, hosted):
     words = ("watch", NAME, "--detach", "--max-cost=5", "--private-ip")
     assert typed(*words, monkeypatch=monkeypatch) == 0
     said = capsys.readouterr().out
@@ -133,7 +145,7 @@ def test_detached_the_same_words_are_typed_in_tmux(tmux, monkeypatch, capsys, la
     ]
 
 
-def test_words_reach_tmuxs_shell_as_they_are(tmux, monkeypatch, launched):
+def test_words_reach_tmuxs_shell_as_they_are(tmux, monkeypatch, hosted):
     words = ("watch", NAME, "--detach", f"--bucket={BUCKET}", "--region", "us-east-1")
     monkeypatch.setattr(sys, "executable", "/a b/$(touch pwned)/python")
     assert typed(*words, monkeypatch=monkeypatch) == 0
@@ -146,14 +158,14 @@ def test_words_reach_tmuxs_shell_as_they_are(tmux, monkeypatch, launched):
     )
 
 
-def test_a_run_that_is_looked_after_in_tmux_already_is_not_twice(tmux, monkeypatch, launched):
+def test_a_run_that_is_looked_after_in_tmux_already_is_not_twice(tmux, monkeypatch, hosted):
     (tmux.parent / "session").touch()
     with pytest.raises(UserError, match=r"looked after in tmux already: `tmux -L .* attach` shows"):
         typed("watch", NAME, "--detach", monkeypatch=monkeypatch)
     assert "new-session" not in tmux.read_text()
 
 
-def test_without_tmux_it_says_what_to_do(monkeypatch, tmp_path, launched):
+def test_without_tmux_it_says_what_to_do(monkeypatch, tmp_path, hosted):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="install it, or leave --detach out"):
         typed("watch", NAME, "--detach", monkeypatch=monkeypatch)
