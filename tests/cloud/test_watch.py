@@ -29,9 +29,9 @@ BUCKET = "txl-123456789012-us-east-1"
 TOKENS_PER_STEP = 64
 OFTEN = "--checkpoint-minutes=0.1"
 INTERRUPTIONS = 10
-STEPS_BETWEEN = 200
+STEPS_BETWEEN = 60
 """Which training makes from one interruption to the next, at least."""
-LAST_STEPS = 800
+LAST_STEPS = 500
 """After the last one."""
 SIGN_SECONDS = 30.0
 """Two signs of life a minute."""
