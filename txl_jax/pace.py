@@ -31,10 +31,15 @@ class Pace:
 
     def __init__(self, cfg: Config, mesh: Mesh):
         self._cfg, self._mesh = cfg, mesh
-        self.restart()
+        self._left_out = 0.0, 0.0, 1
+        self._begin()
 
     def restart(self) -> None:
-        """Begins a lap."""
+        """Begins the lap anew: what came before counts only if no step follows in it."""
+        self._left_out = time.perf_counter() - self._since, self._input, self._steps
+        self._begin()
+
+    def _begin(self) -> None:
         self._since, self._input, self._steps = time.perf_counter(), 0.0, 0
 
     def step(self) -> None:
@@ -57,10 +62,12 @@ class Pace:
 
     def lap(self) -> Speed:
         """The speed since the lap began, and the beginning of the next; the steps must be done."""
-        steps = max(self._steps, 1)
-        step_seconds = max(time.perf_counter() - self._since, 1e-9) / steps
-        input_seconds = self._input / steps
-        self.restart()
+        seconds, waited, steps = time.perf_counter() - self._since, self._input, self._steps
+        if not steps:
+            seconds, waited, steps = self._left_out
+        step_seconds = max(seconds, 1e-9) / max(steps, 1)
+        input_seconds = waited / max(steps, 1)
+        self._begin()
         sequences = self._cfg.train.batch / step_seconds
         tokens = sequences * self._cfg.model.tgt_len
         mfu = flops.utilization(self._cfg.model, tokens, self._mesh)
