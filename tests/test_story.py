@@ -1,9 +1,11 @@
 """What a run's folder tells: all that the trainer wrote, and no more than that."""
 
+import dataclasses
 import json
 import math
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 
@@ -63,6 +65,17 @@ def test_a_restart_costs_what_passed_but_for_its_steps(tmp_path):
     # 90 seconds from line to line, of which the 10 steps between them take 2.
     assert (restart.step, restart.lost_seconds, restart.causes) == (20, 88.0, ())
     assert told.tokens_at(BEGUN + AGAIN) == 20 * TOKENS and told.tokens_at(BEGUN) == 0
+
+
+def test_time_that_several_restarts_have_cost_is_lost_once(tmp_path):
+    """Nothing was logged between the last two starts."""
+    told = story.read(told_run.write(tmp_path / "first"))
+    first, again = told.starts
+    early = dataclasses.replace(again, time=again.time - timedelta(seconds=30))
+    told = dataclasses.replace(told, starts=(first, early, again))
+    # 85 s from the last line to the second start, 30 s of them after the first one.
+    assert [restart.lost_seconds for restart in told.restarts()] == [55.0, 33.0]
+    assert [restart.step for restart in told.restarts()] == [20, 20]
 
 
 def test_a_restart_is_caused_by_what_a_watcher_saw_before_it(tmp_path):

@@ -166,7 +166,8 @@ class Restart:
     """The last step before it that is still in the log."""
     lost_seconds: float | None
     """From the last line before it to the first one after it, but for the time that the steps
-    between them take; None: nothing was logged after it, or before."""
+    between them take. Where nothing was logged between two starts, the time before the second is
+    lost to it. None: nothing was logged after it, or before."""
     causes: tuple[Event, ...]
     """What a watcher saw that interrupted training since the start before."""
 
@@ -218,16 +219,15 @@ class Story:
 
     def restarts(self) -> list[Restart]:
         """The starts after the first one, and what is known of them."""
+        events = self.watched.events if self.watched else ()
         found = []
-        for before, start in itertools.pairwise(self.starts):
-            at = bisect_left(self.lines, start.time.timestamp(), key=lambda line: line.time)
-            earlier, later = self.lines[:at], self.lines[at:]
-            events = self.watched.events if self.watched else ()
+        for index, (before, start) in enumerate(itertools.pairwise(self.starts), 1):
+            last, lost = self._before(index)
             found.append(
                 Restart(
                     start=start,
-                    step=earlier[-1].step if earlier else 0,
-                    lost_seconds=_lost(earlier[-1], later) if earlier else None,
+                    step=last.step if last else 0,
+                    lost_seconds=lost,
                     causes=tuple(
                         event
                         for event in events
@@ -236,6 +236,21 @@ class Story:
                 )
             )
         return found
+
+    def _before(self, index: int) -> tuple[Line | None, float | None]:
+        """The last line before a start, and the seconds that were lost to it."""
+        times = [start.time.timestamp() for start in self.starts]
+        at, *following = (
+            bisect_left(self.lines, time, key=lambda line: line.time)
+            for time in times[index : index + 2]
+        )
+        if not at:
+            return None, None
+        last, later = self.lines[at - 1], self.lines[at : following[0] if following else None]
+        since = max(last.time, times[index - 1])
+        if following and not later:
+            return last, times[index] - since
+        return last, _lost(last, since, later)
 
 
 def read(folder: Path, watched: Any = None, launch: Launch | None = None) -> Story:
@@ -393,10 +408,10 @@ def _event(told: Mapping[str, Any]) -> Event | None:
     )
 
 
-def _lost(last: Line, later: Sequence[Line]) -> float | None:
-    """Seconds between a line and those after a start in which no step was made that counts."""
+def _lost(last: Line, since: float, later: Sequence[Line]) -> float | None:
+    """Seconds from `since` to the lines after a start in which no step after `last` was made."""
     for line in later:
         if (milliseconds := line.values.get("times/step")) is not None:
             steps = (line.step - last.step) * milliseconds / 1000
-            return max(0.0, line.time - last.time - steps)
+            return max(0.0, line.time - since - steps)
     return None
