@@ -4,9 +4,9 @@ All times are those of AWS' clocks, as this machine's may be wrong.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from launcher import objects, record, runs, status
@@ -15,6 +15,9 @@ from launcher.record import Record
 from launcher.runs import Host, Run
 from launcher.status import Status
 from txl_jax.errors import UserError
+
+DIGITS = 9
+"""Of US dollars: three times 0.1 is 0.3."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Look:
     """What the trainers tell in S3."""
     impaired: frozenset[str]
     """Ids of instances that fail EC2's own checks."""
+    spot: Mapping[str, float] = field(default_factory=dict)
+    """US dollars an hour of a spot host now, by zone, as far as they were asked for."""
 
     @property
     def machines(self) -> int:
@@ -65,6 +70,13 @@ class Look:
         if self.status.seen:
             shown.append(self.status.seen)
         return self.now - max(shown) if shown else timedelta()
+
+    def hourly(self, hosts: Iterable[Host]) -> float | None:
+        """US dollars an hour of hosts, no less than when they were started; None: not known."""
+        known = [
+            None if host.price is None else host.price + host.rise(self.spot) for host in hosts
+        ]
+        return None if None in known else round(sum(price or 0.0 for price in known), DIGITS)
 
     def without(self, gone: Iterable[Host]) -> "Look":
         """The same as if these hosts were gone already."""

@@ -83,7 +83,9 @@ class Recovery:
     def release(self, seen: Look) -> None:
         """Terminates the hosts; those on demand stop where the run has not been ended."""
         # A recovery may have rented some since the book was written last.
-        self.lease.update(lambda book: book.with_hosts(seen.run, seen.now, seen.status.seen))
+        self.lease.update(
+            lambda book: book.with_hosts(seen.run, seen.now, seen.status.seen, seen.spot)
+        )
         if seen.record.wish == record.END or any(host.spot for host in seen.alive):
             self._terminate(seen.alive)
         else:

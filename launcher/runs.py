@@ -8,6 +8,7 @@ a proper name of a run is not the launcher's.
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -64,6 +65,12 @@ class Host:
     """The same in a word: `Server.SpotInstanceTermination`, `Client.UserInitiatedShutdown` …"""
     hours_before: float
     """For which it ran before it was last stopped, as far as that is known."""
+
+    def rise(self, spot: Mapping[str, float]) -> float:
+        """US dollars an hour by which spot prices, by zone, are above what it cost when started."""
+        if not self.spot or self.price is None:
+            return 0.0
+        return max(0.0, spot.get(self.zone, 0.0) - self.price)
 
     def hours(self, now: datetime, last_seen: datetime | None = None) -> float:
         """Hours for which it has run.

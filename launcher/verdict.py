@@ -1,13 +1,12 @@
 """What is to be done about a run, by a look at it: no calls, no clocks, no state."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 
 from launcher import record
 from launcher.amounts import dollars, duration
-from launcher.look import Look
+from launcher.look import DIGITS, Look
 from launcher.runs import Host
 from launcher.watch_book import Book
 from txl_jax.errors import UserError
@@ -18,8 +17,6 @@ _WIND_DOWN_HOURS = 5 / 60
 """What trainers may take to save, and hosts to end, while they cost."""
 _OVER = 0.95
 """Of max_hours, after which a host that ended itself has done so for them."""
-_DIGITS = 9
-"""Of US dollars: three times 0.1 is 0.3."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def check_known(seen: Look, book: Book) -> None:
 
 def check_price(seen: Look, limits: Limits) -> None:
     """Raises UserError if the run costs more an hour already than it may, or that is not known."""
-    price = _hourly(seen.standing)
+    price = seen.hourly(seen.standing)
     if price is None and (limits.max_hourly_cost or limits.max_cost):
         raise UserError(
             "what the hosts cost is not known: leave --max-hourly-cost and --max-cost out"
@@ -136,10 +133,10 @@ def share(seen: Look, limits: Limits, hosts: int) -> float | None:
     """
     if limits.max_hourly_cost is None:
         return None
-    price = _hourly(seen.standing)
+    price = seen.hourly(seen.standing)
     if price is None:
         raise UserError("what the hosts cost is not known: --max-hourly-cost cannot be kept")
-    return round((limits.max_hourly_cost - price) / hosts, _DIGITS)
+    return round((limits.max_hourly_cost - price) / hosts, DIGITS)
 
 
 def _on_loss(
@@ -192,10 +189,16 @@ def _over(seen: Look) -> str:
 
 def _too_dear(seen: Look, book: Book, limits: Limits) -> str:
     """Why the run is at its end by what it cost; empty: it is not."""
+    hourly = seen.hourly(seen.standing)
+    if limits.max_hourly_cost is not None and hourly and hourly > limits.max_hourly_cost:
+        return (
+            f"its hosts cost {dollars(hourly)} an hour by now, more than --max-hourly-cost "
+            f"{limits.max_hourly_cost:g}"
+        )
     if limits.max_cost is None:
         return ""
     # Of lost hosts too, as others take their place.
-    price, cost = _hourly(seen.run.current().hosts if seen.run else ()), book.cost
+    price, cost = seen.hourly(seen.run.current().hosts if seen.run else ()), book.cost
     if price is None or cost is None:
         return "what its hosts cost is not known, and --max-cost cannot be kept"
     if cost + price * _WIND_DOWN_HOURS >= limits.max_cost:
@@ -205,8 +208,3 @@ def _too_dear(seen: Look, book: Book, limits: Limits) -> str:
             f"less than {ahead}"
         )
     return ""
-
-
-def _hourly(hosts: Sequence[Host]) -> float | None:
-    prices = [host.price for host in hosts]
-    return None if None in prices else round(sum(price or 0.0 for price in prices), _DIGITS)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from rich.console import Console
 from rich.text import Text
 
-from launcher import ec2, inquiry, record, verdict, watch_book
+from launcher import ec2, hardware, inquiry, record, verdict, watch_book
 from launcher.aws import Account
 from launcher.hold import Superseded
 from launcher.inquiry import Answer
@@ -29,6 +29,8 @@ from txl_jax.errors import UserError
 from txl_jax.story import INTERRUPTIONS
 
 LOOK_SECONDS = 10.0
+_PRICE_SECONDS = 300.0
+"""After which the prices of spot hosts are asked for again."""
 _FULL_SECONDS = 60.0
 """After which zones without room are asked again."""
 _OTHERS_SECONDS = 300.0
@@ -82,6 +84,8 @@ class _Watch:
     """Why it did not."""
     _wait_until: float = 0.0
     """By the monotonic clock: nothing is done before."""
+    _prices: dict[str, float] = field(default_factory=dict)
+    _priced_until: float = 0.0
     _said: str = ""
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
@@ -90,8 +94,11 @@ class _Watch:
         while True:
             with self._away():
                 seen = look(self.account, self.bucket, self.name)
+                seen = dataclasses.replace(seen, spot=self._spot_prices(seen))
                 self.lease.update(
-                    lambda book, seen=seen: book.with_hosts(seen.run, seen.now, seen.status.seen)
+                    lambda book, seen=seen: book.with_hosts(
+                        seen.run, seen.now, seen.status.seen, seen.spot
+                    )
                 )
                 self._end_of_recovery()
                 self._note_progress(seen)
@@ -99,6 +106,17 @@ class _Watch:
                 if self._act(seen, found):
                     return found.status
             time.sleep(LOOK_SECONDS)
+
+    def _spot_prices(self, seen: Look) -> dict[str, float]:
+        """US dollars an hour of a host now, by zone; asked for every five minutes."""
+        if time.monotonic() > self._priced_until:
+            self._priced_until = time.monotonic() + _PRICE_SECONDS
+            with contextlib.suppress(UserError):  # the last ones will do
+                name = seen.record.config.cluster.instance_type
+                self._prices = hardware.prices(
+                    self.account, hardware.describe(self.account, name)
+                ).spot
+        return self._prices
 
     def _verdict(self, seen: Look) -> Verdict:
         """What to do; while a recovery is under way, nothing but what ends it."""

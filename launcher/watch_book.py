@@ -9,6 +9,7 @@ is left out.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +36,8 @@ class Paid:
     """For which it has run, as far as it was seen."""
     given_up: bool = False
     """Its loss is written down, or a watcher has ended it."""
+    risen: float = 0.0
+    """US dollars that it cost more than that, as spot prices have risen since its start."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Book:
         prices = [paid.price for paid in self.hosts.values()]
         if None in prices:
             return None
-        return sum(paid.hours * (paid.price or 0.0) for paid in self.hosts.values())
+        return sum(paid.hours * (paid.price or 0.0) + paid.risen for paid in self.hosts.values())
 
     def had(self, launch: str, host: int | None = None) -> int:
         """How many hosts a launch has had, of one number or in all."""
@@ -114,19 +117,45 @@ class Book:
         }
         return dataclasses.replace(self, hosts=self.hosts | given_up)
 
-    def with_hosts(self, run: Run | None, now: datetime, last_seen: datetime | None) -> "Book":
-        """With what EC2 tells now of the hosts of a launch, gone ones too."""
+    def with_hosts(
+        self,
+        run: Run | None,
+        now: datetime,
+        last_seen: datetime | None,
+        spot: Mapping[str, float] | None = None,
+    ) -> "Book":
+        """With what EC2 tells now of the hosts of a launch, gone ones too.
+
+        `spot`: US dollars an hour of a spot host now, by zone, as far as known.
+        """
         if run is None:
             return self
-        found = {host.instance_id: self._paid(host, run, now, last_seen) for host in run.hosts}
+        found = {
+            host.instance_id: self._paid(host, run, now, last_seen, spot or {})
+            for host in run.hosts
+        }
         return dataclasses.replace(self, hosts={**self.hosts, **found})
 
-    def _paid(self, host: Host, run: Run, now: datetime, last_seen: datetime | None) -> Paid:
+    def _paid(
+        self,
+        host: Host,
+        run: Run,
+        now: datetime,
+        last_seen: datetime | None,
+        spot: Mapping[str, float],
+    ) -> Paid:
         before = self.hosts.get(host.instance_id)
         # A host that is gone was last seen to run at the latest look, if EC2 does not say when.
         hours = max(host.hours(now, last_seen), before.hours if before else 0.0)
-        given_up = before.given_up if before else False
-        return Paid(host.index, run.launch, host.price, hours, given_up)
+        if before is None:
+            return Paid(host.index, run.launch, host.price, hours, risen=hours * host.rise(spot))
+        return dataclasses.replace(
+            before,
+            number=host.index,
+            price=host.price,
+            hours=hours,
+            risen=before.risen + (hours - before.hours) * host.rise(spot),
+        )
 
 
 def key(name: str) -> str:
@@ -184,7 +213,9 @@ def _paid(told: dict[str, Any]) -> Paid | None:
     price = number(price)
     if price is not None and price < 0:
         return None
-    return Paid(which, text(told.get("launch")), price, hours, told.get("given_up") is True)
+    risen = number(told.get("risen")) or 0.0
+    given_up = told.get("given_up") is True
+    return Paid(which, text(told.get("launch")), price, hours, given_up, max(0.0, risen))
 
 
 def _event(told: dict[str, Any]) -> Event | None:

@@ -278,6 +278,18 @@ def test_before_the_cost_reaches_its_limit_the_run_ends(most, do):
         assert found.status == 1
 
 
+@pytest.mark.parametrize(("price", "do"), [(1.25, Do.NOTHING), (1.26, Do.WIND_DOWN)])
+def test_when_spot_prices_rise_above_the_limit_of_an_hour_the_run_ends(price, do):
+    seen = dataclasses.replace(look(host(0), host(1)), spot={"us-east-1a": price})
+    found = judge(seen, limits=Limits(max_hourly_cost=2.5))
+    assert found.do is do
+    if do is Do.WIND_DOWN:
+        assert found.why == "its hosts cost $2.52 an hour by now, more than --max-hourly-cost 2.5"
+    hosts = [host(number, spot=False) for number in (0, 1)]
+    on_demand = dataclasses.replace(look(*hosts), spot={"us-east-1a": 9.0})
+    assert judge(on_demand, limits=Limits(max_hourly_cost=2.5)).do is Do.NOTHING
+
+
 def test_what_lost_hosts_have_cost_counts():
     before = host(1, "terminated", reason_code=SPOT_ENDED, ended=NOW - timedelta(hours=1))
     seen = look(host(0), before, host(1, generation=1, launched=NOW - timedelta(hours=1)))

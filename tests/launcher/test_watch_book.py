@@ -226,6 +226,24 @@ def test_hours_before_a_stop_count():
     assert Book().with_hosts(some_run(again), NOW, NOW).cost == pytest.approx(4.0)
 
 
+def test_spot_prices_that_rise_are_counted_from_then_on():
+    run = some_run(host(0), host(1, spot=False))
+    book = Book().with_hosts(run, NOW, NOW)
+    assert book.cost == pytest.approx(4.0)
+    book = book.with_hosts(run, NOW + HOUR, NOW, {"us-east-1a": 1.5, "us-east-1b": 9.0})
+    assert book.cost == pytest.approx(6.0 + 0.5)
+    # What has fallen again, or is below what it was at the start, takes nothing back.
+    book = book.with_hosts(run, NOW + 2 * HOUR, NOW, {"us-east-1a": 0.5})
+    assert book.cost == pytest.approx(8.0 + 0.5)
+    assert Book().with_hosts(run, NOW, NOW, {"us-east-1a": 1.25}).cost == pytest.approx(4.5)
+
+
+def test_what_has_risen_is_read_as_it_was_written(account, bucket):
+    book = Book().with_hosts(some_run(host(0)), NOW, NOW, {"us-east-1a": 1.5})
+    watch_book.write(account, bucket, NAME, book, "")
+    assert watch_book.read(account, bucket, NAME)[0] == book
+
+
 def test_who_is_given_up_stays_so():
     seen = look(host(0), host(1))
     book = book_of(seen).giving_up(host(1)).with_hosts(seen.run, NOW + HOUR, NOW)
