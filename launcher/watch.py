@@ -187,7 +187,7 @@ class _Watch:
             self._say_once(f"{error}; asking again every {_FULL_SECONDS:.0f} s")
             self._wait_until = time.monotonic() + _FULL_SECONDS
         except record.Taken:
-            pass  # the next look sees what was written
+            return  # the next look sees what was written
         except Superseded as error:
             self._say(str(error))
             self._wait_until = time.monotonic() + _OTHERS_SECONDS
