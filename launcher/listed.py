@@ -132,19 +132,19 @@ def _train_already(hosts: Hosts, about: str) -> bool:
 
     Raises UserError if one trains something else.
     """
-    state = setup.states(hosts)
+    conditions = setup.conditions(hosts)
     known = hosts.run(f"cat ~/{_ABOUT} 2>/dev/null || true", timeout=_SHORT)
     busy = [
         f"{name} ({_name_in(each.out)})"
-        for name, each, now in zip(hosts.names, known, state, strict=True)
-        if now == setup.TRAINING and each.out != about
+        for name, each, now in zip(hosts.names, known, conditions, strict=True)
+        if now.training and each.out != about
     ]
     if busy:
         raise UserError(
             f"these hosts train another run: {', '.join(busy)}; end it there with "
             "`tmux kill-session -t txl`, or take other hosts"
         )
-    return all(now == setup.TRAINING for now in state)
+    return all(now.training for now in conditions)
 
 
 def _name_in(about: str) -> str:

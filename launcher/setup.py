@@ -44,8 +44,6 @@ EFA_SHA256 = "2df4201e046833c7dc8160907bee7f52b76ff80ed147376a2d0ed8a0dd66b2db"
 """Of the installer, as AWS' documentation of EC2 has it."""
 _SCRIPTS = Path(__file__).resolve().parent / "on_host"
 _SOURCES = "sources"
-TRAINING = "training"
-"""The state of a host with a trainer at work."""
 _PYTHON = "../venv/bin/python"
 _TIMED_OUT = 124  # as `timeout` says
 _GRACE_SECONDS = 20.0
@@ -112,8 +110,8 @@ def phases(hosts: Hosts, work: Work, say: Callable[[str], None]) -> Iterator[tup
 
     Raises UserError: names the hosts where the phase failed.
     """
-    before = states(hosts)
-    if all(state == TRAINING for state in before):
+    trained = [condition.training for condition in conditions(hosts)]
+    if all(trained):
         return
     yield "packages", _PACKAGES
     # Hosts with a bucket are AWS', and have to stop by themselves.
@@ -133,7 +131,7 @@ def phases(hosts: Hosts, work: Work, say: Callable[[str], None]) -> Iterator[tup
         yield "data", _DATA
         _bring_corpus(hosts, work, work.corpus)
     _prepare_folder(hosts, work)
-    if TRAINING not in before:  # it would share the devices
+    if not any(trained):  # it would share the devices
         yield "health check", _HEALTH
         _check_health(hosts, work, say)
     yield "trainer", _SHORT
@@ -145,7 +143,7 @@ def is_training(hosts: Hosts) -> bool:
 
     Raises UserError for hosts that cannot be reached.
     """
-    return all(state == TRAINING for state in states(hosts))
+    return all(condition.training for condition in conditions(hosts))
 
 
 def stop_trainer(hosts: Hosts, timeout: float = 180.0) -> None:
@@ -156,18 +154,12 @@ def stop_trainer(hosts: Hosts, timeout: float = 180.0) -> None:
     _do(hosts, "stop", timeout + _GRACE_SECONDS, str(round(timeout)))
 
 
-def states(hosts: Hosts) -> list[str]:
-    """Of each host: `training`, `ended STATUS` or `nothing`."""
-    done = hosts.run(_script("state", _SHORT), timeout=_SHORT + _GRACE_SECONDS)
-    return [printable(each.out.strip()) for each in done]
-
-
 def conditions(hosts: Hosts) -> list[Condition]:
     """How it stands on each host.
 
     Raises UserError for hosts that cannot be reached.
     """
-    done = hosts.run(_script("inquiry", _SHORT), timeout=_SHORT + _GRACE_SECONDS)
+    done = hosts.run(_script("state", _SHORT), timeout=_SHORT + _GRACE_SECONDS)
     return [_condition(each.host, each.out.split("\n")) for each in done]
 
 
@@ -176,7 +168,7 @@ def _condition(host: str, lines: list[str]) -> Condition:
         state, trainer, set_up, busy, *_ = lines
         _, _, status = state.partition("ended ")
         return Condition(
-            training=state == TRAINING,
+            training=state == "training",
             status=int(status) if status else None,
             trainer=float(trainer),
             set_up=float(set_up),

@@ -12,7 +12,7 @@ fail() {
 
 # What a launch leaves behind that was cut off works on for a while: one at a time changes the host.
 case $0 in
-state | stop | inquiry) ;;
+state | stop) ;;
 *)
     exec 9>lock
     flock -w "$limit" 9 || fail "another set-up is at work here"

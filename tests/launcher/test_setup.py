@@ -237,7 +237,8 @@ def test_one_set_up_at_a_time(bench):
         assert (folder / "over").exists()
         assert other.wait() == 0
     with some.hosts() as hosts:
-        assert setup.states(hosts) == ["nothing"], "may be asked meanwhile"
+        (condition,) = setup.conditions(hosts)  # it may be asked meanwhile
+        assert (condition.training, condition.status) == (False, None)
 
 
 def test_a_set_up_does_not_wait_for_ever_for_another(bench, monkeypatch):
@@ -249,7 +250,8 @@ def test_a_set_up_does_not_wait_for_ever_for_another(bench, monkeypatch):
         with pytest.raises(UserError, match=r"another set-up is at work here|took longer than 2 s"):
             some.do()
         with some.hosts() as hosts:
-            assert setup.states(hosts) == ["nothing"]
+            (condition,) = setup.conditions(hosts)
+            assert (condition.training, condition.status, condition.busy) == (False, None, True)
         subprocess.run(["pkill", "-P", str(other.pid)])
 
 
@@ -312,7 +314,7 @@ def test_what_else_a_person_does_in_the_session_does_not_matter(bench):
         assert setup.is_training(hosts)
         assert some.do() == []
         setup.stop_trainer(hosts)
-        assert setup.states(hosts) == ["ended 75"]
+        assert [condition.status for condition in setup.conditions(hosts)] == [75]
     assert some.do()[-1] == "trainer"
     until(lambda: some.calls().count("train") == 2)
 
