@@ -1,8 +1,10 @@
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +81,24 @@ def test_the_files_of_a_run_are_in_s3_at_its_end(s3, home, capsys):
     with home.mirrored(False):
         (home.folder / "metrics.jsonl").write_bytes(b"2\n")
     assert s3.contents() == {"metrics.jsonl": b"1\n"}
+
+
+def test_the_first_look_is_at_all_files_of_the_run(s3, home, monkeypatch):
+    class Mirror(home_module.Mirror):
+        def __init__(self, store: Any, folder: Path):
+            super().__init__(store, folder, every=3600.0)
+
+        def watch(self, *patterns: str) -> None:
+            super().watch(*patterns)
+            time.sleep(0.5)  # its thread looks meanwhile
+
+    monkeypatch.setattr(home_module, "Mirror", Mirror)
+    (home.folder / "run.json").write_text("{}")
+    with home.mirrored(True):
+        end = time.monotonic() + 20
+        while "run.json" not in s3.contents() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert s3.contents() == {"run.json": b"{}"}
 
 
 def test_a_run_that_ends_with_files_in_the_folder_only_says_so(s3, home, monkeypatch):

@@ -91,9 +91,8 @@ class Home:
             yield None
             return
         with Mirror(self.store, self.folder) as mirror:
-            mirror.watch(f"{heartbeat.FOLDER}/*.json")
-            if primary:
-                mirror.watch(*_REPLACED, *_GROWING, f"{logs.EVENTS}*")
+            own = (*_REPLACED, *_GROWING, f"{logs.EVENTS}*") if primary else ()
+            mirror.watch(f"{heartbeat.FOLDER}/*.json", *own)
             yield mirror
             if left := mirror.close(_PATIENCE, stopped):
                 only = f"S3 has not got everything; only in {self.folder}: {', '.join(left)}"
