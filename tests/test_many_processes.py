@@ -144,6 +144,12 @@ def test_stopped_twice_once_without_s3_and_ended_on_other_hosts(shell, finished,
             (tmp_path / name).write_bytes(content)
     assert tiny.tensorboard(tmp_path) == tiny.shown_in_metrics(tmp_path)
 
+    # The last signs are of the final evaluation, and the speeds of the last log line.
+    for process, name in enumerate(("a", "b")):
+        sign = f"heartbeats/{process}.json"
+        assert files[sign] == (hosts.host(name) / hosts.spool / sign).read_bytes()
+        assert json.loads(files[sign])["own_ms"] > 0
+
     home = hosts.host("c")
     words = ["--logdir", s3.url, "--split", "test"]
     output = shell.run("evaluate", *words, cwd=home, env=hosts.environment)

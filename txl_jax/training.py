@@ -304,13 +304,13 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
             peers.check_stop()
 
         try:
-            found = results.evaluate_run(trained, tokens, mesh, work_on)
+            with home.mirrored(primary):
+                found = results.evaluate_run(trained, tokens, mesh, work_on)
+                if primary:
+                    results.save(home.folder, found)
         except Stopped:
             say("stopped by SIGTERM in the final evaluation: the same command does it anew")
             return RESTART_STATUS
-        if primary:
-            with home.mirrored(primary):
-                results.save(home.folder, found)
     if primary and found:
         print(results.show(home.logdir, found, tokens.vocab.measure))
     return 0
