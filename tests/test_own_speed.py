@@ -41,6 +41,12 @@ def test_the_slowest_device_counts_and_the_quickest_of_three_times(monkeypatch):
     assert next(calls) == 3 * devices
 
 
+def test_on_gpus_products_are_in_float32():
+    matrix = jax.ShapeDtypeStruct((2048, 2048), np.float32)
+    lowered = jax.jit(own_speed._chain).trace(matrix).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("precision = [HIGHEST, HIGHEST]") == own_speed._PRODUCTS
+
+
 def test_products_of_the_operand_do_not_vanish_or_overflow():
     operand = np.full((256, 256), 1 / 256, np.float32)
     result = operand
