@@ -26,7 +26,7 @@ _DOWNLOADS = 16
 class SlowHost:
     """A host that takes more than 1.2 times what the median of all hosts takes."""
 
-    host: str
+    host: int | str
     """Its number in the run, or what it calls itself where no host of the run has its address."""
     ratio: float
 
@@ -49,7 +49,7 @@ def find(account: Account, bucket: str, run: Run) -> tuple[SlowHost, ...]:
     usual = statistics.median(of_host.values())
     numbers = {"ip-" + host.private_ip.replace(".", "-"): host.index for host in run.hosts}
     slow = [
-        SlowHost(printable(str(numbers.get(name, name))), own / usual)
+        SlowHost(numbers.get(name, printable(name)), own / usual)
         for name, own in of_host.items()
         if own > _RATIO * usual
     ]

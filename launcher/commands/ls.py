@@ -8,7 +8,7 @@ for about an hour, as EC2 remembers them for so long.
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -113,9 +113,10 @@ def _row(account: Account, run: Run, now: datetime) -> _Row:
     bucket = run.logdir.removeprefix("s3://").split("/")[0]
     try:
         told = status.read(account, bucket, run.name)
-        works = any(host.state == "running" for host in run.hosts) and not told.finished
-        found = slow.find(account, bucket, run) if works else ()
-        return _Row(run, told, True, now, found)
+        row = _Row(run, told, True, now)
+        # Signs of an earlier launch of the name may be there while hosts are set up.
+        found = slow.find(account, bucket, run) if row.state == "training" else ()
+        return replace(row, slow=found)
     except UserError:  # one that we may not read, perhaps by a false tag
         return _Row(run, Status(), False, now)
 

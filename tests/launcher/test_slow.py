@@ -58,9 +58,9 @@ def test_hosts_over_the_median_are_named_the_slowest_first(account):
     for process, own in enumerate((10.0, 13.0, 10.0, 15.0, 12.0)):
         tell(account, process, f"ip-10-0-0-{4 + process}", own)
     # Of 10, 10, 12, 13 and 15 the median is 12, and 13 is 8 % above it.
-    assert slow.find(account, BUCKET, run) == (SlowHost("3", 1.25),)
+    assert slow.find(account, BUCKET, run) == (SlowHost(3, 1.25),)
     tell(account, 4, "ip-10-0-0-8", 10.0)
-    assert slow.find(account, BUCKET, run) == (SlowHost("3", 1.5), SlowHost("1", 1.3))
+    assert slow.find(account, BUCKET, run) == (SlowHost(3, 1.5), SlowHost(1, 1.3))
 
 
 def test_just_20_percent_are_not_named(account):
@@ -74,7 +74,7 @@ def test_of_the_processes_of_a_host_the_slowest_counts(account):
     run = a_run("10.0.0.4", "10.0.0.5", "10.0.0.6")
     for process, own in enumerate((10.0, 10.0, 10.0, 20.0, 10.0, 10.0)):
         tell(account, process, f"ip-10-0-0-{4 + process // 2}", own)
-    assert slow.find(account, BUCKET, run) == (SlowHost("1", 2.0),)
+    assert slow.find(account, BUCKET, run) == (SlowHost(1, 2.0),)
 
 
 def test_what_was_told_long_before_the_others_does_not_count(account, monkeypatch):
