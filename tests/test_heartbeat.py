@@ -100,10 +100,11 @@ def test_the_journal_shows_them(tmp_path):
 def test_every_process_brings_its_own_to_s3(s3, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     home = Home(s3.url)
-    with home.mirrored(primary=False):
+    with home.mirrored(1):
         (home.folder / "metrics.jsonl").parent.mkdir(parents=True)
         (home.folder / "metrics.jsonl").write_text("")
         Heartbeat(home.folder, 1, 4).advance()
+        Heartbeat(home.folder, 2, 3).advance()  # as an earlier start has left it
     assert list(s3.contents()) == ["heartbeats/1.json"]
 
 

@@ -73,12 +73,12 @@ def test_who_does_not_see_the_folder_of_process_0_is_named_to_all(tmp_path):
 
 
 def test_the_files_of_a_run_are_in_s3_at_its_end(s3, home, capsys):
-    with home.mirrored(True, [signal.SIGTERM]):
+    with home.mirrored(0, [signal.SIGTERM]):
         (home.folder / "metrics.jsonl").write_bytes(b"1\n")
         (home.folder / "other").write_bytes(b"not the run's")
     assert s3.contents() == {"metrics.jsonl": b"1\n"}
     assert capsys.readouterr().err == ""
-    with home.mirrored(False):
+    with home.mirrored(1):
         (home.folder / "metrics.jsonl").write_bytes(b"2\n")
     assert s3.contents() == {"metrics.jsonl": b"1\n"}
 
@@ -94,7 +94,7 @@ def test_the_first_look_is_at_all_files_of_the_run(s3, home, monkeypatch):
 
     monkeypatch.setattr(home_module, "Mirror", Mirror)
     (home.folder / "run.json").write_text("{}")
-    with home.mirrored(True):
+    with home.mirrored(0):
         end = time.monotonic() + 20
         while "run.json" not in s3.contents() and time.monotonic() < end:
             time.sleep(0.05)
@@ -103,7 +103,7 @@ def test_the_first_look_is_at_all_files_of_the_run(s3, home, monkeypatch):
 
 def test_a_run_that_ends_with_files_in_the_folder_only_says_so(s3, home, monkeypatch):
     monkeypatch.setattr(home_module, "_PATIENCE", 0.2)
-    with pytest.raises(UserError) as caught, home.mirrored(True):
+    with pytest.raises(UserError) as caught, home.mirrored(0):
         s3.proxy.mode = "refuse"
         (home.folder / "metrics.jsonl").write_bytes(b"1\n")
     assert str(caught.value) == (
@@ -113,7 +113,7 @@ def test_a_run_that_ends_with_files_in_the_folder_only_says_so(s3, home, monkeyp
 
 
 def test_a_run_that_is_stopped_says_so_and_does_not_fail(s3, home, capsys):
-    with home.mirrored(True, [signal.SIGTERM]):
+    with home.mirrored(0, [signal.SIGTERM]):
         s3.proxy.mode = "denied"
         (home.folder / "metrics.jsonl").write_bytes(b"1\n")
     *_, last = capsys.readouterr().err.splitlines()

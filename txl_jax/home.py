@@ -78,7 +78,7 @@ class Home:
         return patiently(lambda: store.names(logs.EVENTS)) if store else []
 
     @contextmanager
-    def mirrored(self, primary: bool, stopped: Collection[object] = ()) -> Iterator[Mirror | None]:
+    def mirrored(self, process: int, stopped: Collection[object] = ()) -> Iterator[Mirror | None]:
         """Uploads in the background what is written in the folder; waits for it at the end.
 
         Process 0 uploads the run's own files, each process its heartbeat. What checkpoints upload,
@@ -91,8 +91,9 @@ class Home:
             yield None
             return
         with Mirror(self.store, self.folder) as mirror:
-            own = (*_REPLACED, *_GROWING, f"{logs.EVENTS}*") if primary else ()
-            mirror.watch(f"{heartbeat.FOLDER}/*.json", *own)
+            own = (*_REPLACED, *_GROWING, f"{logs.EVENTS}*") if process == 0 else ()
+            # Others' signs that lie here are of earlier starts, when their processes were here.
+            mirror.watch(f"{heartbeat.FOLDER}/{process}.json", *own)
             yield mirror
             if left := mirror.close(_PATIENCE, stopped):
                 only = f"S3 has not got everything; only in {self.folder}: {', '.join(left)}"

@@ -93,7 +93,7 @@ def train(
 
     with (
         caught_signals(peers.several) as stopped_by,
-        home.mirrored(primary, stopped_by) as mirror,
+        home.mirrored(jax.process_index(), stopped_by) as mirror,
         Checkpoints(
             home.folder / CHECKPOINTS,
             attempt=attempt,
@@ -304,7 +304,7 @@ def _run(command: TrainCommand, start: list[str], peers: Peers) -> int:
             peers.check_stop()
 
         try:
-            with home.mirrored(primary):
+            with home.mirrored(jax.process_index()):
                 found = results.evaluate_run(trained, tokens, mesh, work_on)
                 if primary:
                     results.save(home.folder, found)
