@@ -108,6 +108,18 @@ def test_every_process_brings_its_own_to_s3(s3, tmp_path, monkeypatch):
     assert list(s3.contents()) == ["heartbeats/1.json"]
 
 
+def test_that_of_an_earlier_start_is_not_taken_for_a_new_one(s3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    home = Home(s3.url)
+    Heartbeat(home.folder, 0, 4).advance()
+    with home.mirrored(0):
+        (home.folder / "metrics.jsonl").write_text("")
+    assert list(s3.contents()) == ["metrics.jsonl"]
+    with home.mirrored(0):
+        Heartbeat(home.folder, 0).advance()
+    assert json.loads(s3.contents()["heartbeats/0.json"])["step"] == 6
+
+
 @pytest.mark.processes
 def test_a_run_leaves_its_last_step(finished):
     sign = json.loads((finished / "heartbeats" / "0.json").read_text())

@@ -2,6 +2,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,8 @@ def test_the_first_look_is_at_all_files_of_the_run(s3, home, monkeypatch):
         def __init__(self, store: Any, folder: Path):
             super().__init__(store, folder, every=3600.0)
 
-        def watch(self, *patterns: str) -> None:
-            super().watch(*patterns)
+        def watch(self, *patterns: str, later: Collection[str] = ()) -> None:
+            super().watch(*patterns, later=later)
             time.sleep(0.5)  # its thread looks meanwhile
 
     monkeypatch.setattr(home_module, "Mirror", Mirror)

@@ -92,8 +92,9 @@ class Home:
             return
         with Mirror(self.store, self.folder) as mirror:
             own = (*_REPLACED, *_GROWING, f"{logs.EVENTS}*") if process == 0 else ()
-            # Others' signs that lie here are of earlier starts, when their processes were here.
-            mirror.watch(f"{heartbeat.FOLDER}/{process}.json", *own)
+            # Signs that lie here are of earlier starts: who looks into the store would take its own
+            # for a new one, and those of processes that are on other hosts now for theirs.
+            mirror.watch(*own, later=[f"{heartbeat.FOLDER}/{process}.json"])
             yield mirror
             if left := mirror.close(_PATIENCE, stopped):
                 only = f"S3 has not got everything; only in {self.folder}: {', '.join(left)}"

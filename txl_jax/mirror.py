@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -85,14 +86,17 @@ class Mirror:
         self._health = _Health(folder)
         self._threads: dict[str, threading.Thread] = {}
 
-    def watch(self, *patterns: str) -> None:
+    def watch(self, *patterns: str, later: Collection[str] = ()) -> None:
         """Uploads the files of these names or globs, and again whenever they have changed.
 
         They may be appended to, replaced or deleted at any time; what is deleted stays in the
-        store.
+        store. Those named in `later` are uploaded too, but not as they are now.
         """
         with self._changed:
-            self._patterns += patterns
+            for name in later:
+                with suppress(FileNotFoundError):
+                    self._uploaded[name] = _state((self._folder / name).stat())
+            self._patterns += (*patterns, *later)
             self._have_thread(_LOGS, self._keep_logs)
 
     def submit(self, key: str, what: str, job: Job) -> None:
