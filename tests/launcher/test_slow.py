@@ -53,6 +53,13 @@ def tell(account: Account, process: int, host: Any, own_ms: Any) -> None:
     objects.write_json(account, BUCKET, f"runs/a/heartbeats/{process}.json", sign)
 
 
+def test_of_two_hosts_the_slower_one_is_named(account):
+    run = a_run("10.0.0.4", "10.0.0.5")
+    tell(account, 0, "ip-10-0-0-4", 14.0)
+    tell(account, 1, "ip-10-0-0-5", 10.0)
+    assert slow.find(account, BUCKET, run) == (SlowHost(0, 1.4),)
+
+
 def test_hosts_over_the_median_are_named_the_slowest_first(account):
     run = a_run("10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7", "10.0.0.8")
     for process, own in enumerate((10.0, 13.0, 10.0, 15.0, 12.0)):
