@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -10,8 +11,9 @@ import pytest
 
 from tests import tiny
 from tests.tiny import LOGDIR
-from txl_jax import generate
+from txl_jax import generate, results, token_files
 from txl_jax.beam import BeamSearch
+from txl_jax.config import ModelConfig
 from txl_jax.decoding import Beam, Sampling
 from txl_jax.documents import END
 from txl_jax.errors import UserError
@@ -53,6 +55,22 @@ def test_the_command_writes_what_the_generator_draws(shell, trained):
     assert "\N{REPLACEMENT CHARACTER}" in text, "and halves of them"
     assert output == f"a naïve{text}\n"
     assert re.fullmatch(r"150 tokens, \d+ tokens/s\n", errors)
+
+
+def test_the_sample_of_a_run_goes_on_after_the_beginning_of_valid(trained, finished, shell):
+    data = dataclasses.replace(
+        tiny.CONFIG.data, text_dir=f"{shell.home}/text", data_dir=f"{shell.home}/data"
+    )
+    valid = token_files.prepare(data).splits["valid"]
+    prompt = trained.vocab.decode(valid[: tiny.TGT_LEN + 1])  # mem_len is as long
+    told = json.loads((finished / results.FILE).read_text())["sample"]
+    assert told == written(trained, prompt, 400, 0, Sampling(0.8)).decode(errors="replace")
+
+
+def test_where_memory_is_no_whole_number_of_segments_the_sample_has_a_longer_context():
+    for mem_len, length in ((0, 5), (3, 5), (4, 5), (5, 9), (100, 20)):
+        cfg = ModelConfig(n_token=30, tgt_len=4, mem_len=mem_len)
+        assert results.context_of(cfg, np.arange(20, dtype=np.uint8)).tolist() == [*range(length)]
 
 
 def test_a_prompt_may_end_inside_a_character(shell, trained):

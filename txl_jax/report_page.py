@@ -189,7 +189,7 @@ def _evaluation(story: Story) -> list[Element]:
     return [
         element("p", f"{about}. A token is predicted once."),
         table(head, rows, numbers=len(head) - 1),
-        element("h3", "A document that the model wrote"),
+        element("h3", "How the model goes on after the beginning of valid"),
         element("pre", found.sample),
     ]
 

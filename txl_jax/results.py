@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from txl_jax import run_folder, storage
+from txl_jax.config import ModelConfig
 from txl_jax.decoding import Sampling
 from txl_jax.evaluator import Evaluator
 from txl_jax.generator import Generator
@@ -34,22 +36,32 @@ class Results:
     tokens: dict[str, int]
     """Tokens of each split, every one predicted once."""
     sample: str
-    """A document that the model wrote."""
+    """What the model wrote after the beginning of valid."""
 
 
 def sample_text(
     generator: Generator,
     params: Any,
     vocab: Vocab,
+    context: np.ndarray,
     tokens: int,
     on_part: Callable[[], object] = lambda: None,
 ) -> str:
-    """The first `tokens` tokens of a document, as text; `on_part` is called now and then."""
+    """`tokens` tokens that follow `context` [n ≥ 1], as text; `on_part` is called now and then."""
     text = b""
-    for part in generator(params, vocab.start, seed=0, tokens=tokens):
+    for part in generator(params, context, seed=0, tokens=tokens):
         text += vocab.decode(part.tokens[0])
         on_part()
     return text.decode(errors="replace")
+
+
+def context_of(cfg: ModelConfig, split: np.ndarray) -> np.ndarray:
+    """The first tokens of a split, int32: whole segments that fill the memory, and one more.
+
+    A model that was trained with a long memory has hardly ever seen a text without one.
+    """
+    segments = max(1, -(-cfg.mem_len // cfg.tgt_len))
+    return np.asarray(split[: segments * cfg.tgt_len + 1], np.int32)
 
 
 def evaluate_run(
@@ -73,7 +85,8 @@ def evaluate_run(
             bits[split][str(mem_len)] = score.bits
     generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
     n_sample = max(cfg.train.sample_tokens, 400)
-    text = sample_text(generator, trained.params, trained.vocab, n_sample, work_on)
+    context = context_of(cfg.model, tokens.splits["valid"])
+    text = sample_text(generator, trained.params, trained.vocab, context, n_sample, work_on)
     n_tokens = {split: len(tokens.splits[split]) - 1 for split in _SPLITS}
     return Results(trained.step, bits, n_tokens, text)
 
@@ -117,7 +130,7 @@ def show(logdir: Path | str, results: Results, measure: Measure) -> str:
             "",
             *table,
             "",
-            "A document that the model wrote:",
+            "How the model goes on after the beginning of valid:",
             "",
             *sample,
             "",

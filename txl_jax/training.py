@@ -169,6 +169,7 @@ def train(
             *(abstract_state(cfg, mesh), tokens_of_step, tokens_of_step),
         )
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
+        context = results.context_of(cfg.model, valid)
         pace, own_speed, done = Pace(cfg, mesh), OwnSpeed(peers.several), None
         first, saved, saved_at = n, n, time.monotonic()
         earlier = home.events() if primary else []
@@ -218,8 +219,9 @@ def train(
                         line = metrics.validation_line(n, score.loss, measure)
                         journal.scalars(n, metrics.validation(score.loss, measure), line)
                         if cfg.train.sample_tokens:
+                            length = cfg.train.sample_tokens
                             text = results.sample_text(
-                                generator, params, tokens.vocab, cfg.train.sample_tokens, work_on
+                                generator, params, tokens.vocab, context, length, work_on
                             )
                             journal.text(n, "sample", text)
                         del params
