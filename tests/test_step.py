@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
+from txl_jax.collectives import collectives
 from txl_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from txl_jax.model import Memory, abstract
 from txl_jax.optim import make_optimizer
@@ -190,6 +191,11 @@ def test_steps_are_those_written_out_whatever_the_parts_and_devices(accumulate, 
         assert_same(got, expected)
     # Memory starts empty at the steps 0 and 3; M slots hold one and a half segments.
     assert [seen.filled for seen in run(parts(accumulate), devices)] == [4, 6, 6, 4, 6]
+
+
+def test_one_device_has_nothing_to_send():
+    assert collectives(compiled(PLAIN, 1).as_text()) == []
+    assert collectives(compiled(parts(2), 4).as_text()) != []
 
 
 def test_with_dropout_the_number_of_devices_changes_nothing():

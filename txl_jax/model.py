@@ -17,6 +17,7 @@ from txl_jax.checks import check_model
 from txl_jax.config import ModelConfig
 from txl_jax.dropout import draw_seeds, dropout, relu_dropout, seeds_of
 from txl_jax.layer_norm import LayerNorm
+from txl_jax.product import product
 
 
 class Memory(NamedTuple):
@@ -123,18 +124,18 @@ class Layer(nnx.Module):
             # does the original.
             normal = self.cfg.pre_lnorm and self.cfg.attn_type not in (2, 3)
             asking = self.norm_attention(x) if normal else x
-            return jnp.einsum("BTD,DNH->BTNH", asking, self.w_q[...].astype(x.dtype))
+            return product(asking, self.w_q[...].astype(x.dtype))
 
     def keys_values(self, x: jax.Array) -> jax.Array:
         """Keys and values [B, S, 2, N, H] of inputs [B, S, D]."""
         with jax.named_scope("attention"):
             x = self.norm_attention(x) if self.cfg.pre_lnorm else x
-            return jnp.einsum("BSD,DCNH->BSCNH", x, self.w_kv[...].astype(x.dtype))
+            return product(x, self.w_kv[...].astype(x.dtype))
 
     def distances(self, positions: jax.Array) -> jax.Array:
         """Keys [S, N, H] of distances with the embeddings [S, D]."""
         with jax.named_scope("attention"):
-            return jnp.einsum("SD,DNH->SNH", positions, self.w_r[...].astype(positions.dtype))
+            return product(positions, self.w_r[...].astype(positions.dtype))
 
     def _attend(self, x, older, distances, biases, seen, seeds_weights, seeds_output):
         # Memory has had its own product: nothing goes back through what earlier segments left.
@@ -152,7 +153,7 @@ class Layer(nnx.Module):
             # As one axis: over two, XLA for CPUs would lay out w_o anew for each token.
             heads = mixed.reshape(*mixed.shape[:2], -1)
             w_o = self.w_o[...].astype(x.dtype).reshape(-1, cfg.d_model)
-            out = x + dropout(heads @ w_o, cfg.dropout, seeds)
+            out = x + dropout(product(heads, w_o), cfg.dropout, seeds)
             return out if cfg.pre_lnorm else self.norm_attention(out)
 
     def _mix(self, q, k, v, distances, biases, *masks):
@@ -176,10 +177,10 @@ class Layer(nnx.Module):
         cfg, dtype = self.cfg, x.dtype
         with jax.named_scope("feed_forward"):
             inner = self.norm_feed_forward(x) if cfg.pre_lnorm else x
-            inner = jnp.einsum("BTD,DF->BTF", inner, self.w_in[...].astype(dtype))
+            inner = product(inner, self.w_in[...].astype(dtype))
             inner = inner + self.b_in[...].astype(dtype)
             inner = relu_dropout(inner, cfg.dropout, seeds_inner)
-            out = jnp.einsum("BTF,FD->BTD", inner, self.w_out[...].astype(dtype))
+            out = product(inner, self.w_out[...].astype(dtype))
             out = x + dropout(out + self.b_out[...].astype(dtype), cfg.dropout, seeds_output)
             return out if cfg.pre_lnorm else self.norm_feed_forward(out)
 

@@ -176,6 +176,8 @@ class Layout:
     def sum_gradients(self, gradients: Any, others: Any) -> tuple[Any, Any]:
         """Sums over the devices: gradients of what `gather` returned, laid out as the parameters
         are, and any tree of other numbers, whole."""
+        if self.mesh.devices.size == 1:
+            return gradients, others  # XLA for CPUs would copy them
 
         def is_summed(path, axis):
             """The gradient of a layer's `gather` has made the sum already."""

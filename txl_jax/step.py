@@ -159,9 +159,11 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             # The sums were taken as if every token had a target, before the number was known.
             factor = step_tokens / n_targets / scale
-            loss, gradients = jax.tree.map(lambda scaled: scaled * factor, (loss, gradients))
+            loss = loss * factor
             gradients = freeze.zero_frozen(cfg, gradients)
-            norm = optax.tree.norm(gradients)
+            # Of the sums themselves: nothing then has to be written but what the optimizer keeps.
+            norm = factor * optax.tree.norm(gradients)
+            gradients = jax.tree.map(lambda scaled: scaled * factor, gradients)
             gradients = optim.clip(cfg.optim, gradients, norm)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             updates = freeze.zero_frozen(cfg, updates)
