@@ -252,12 +252,14 @@ def _cross_entropy_backward(saved, g):
     probability = jnp.exp(logits - total[..., None])
     chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == slot[..., None]
     wide = jnp.where(chosen, probability - 1.0, probability) * g[..., None]
+    if x.dtype == wide.dtype:
+        # CPUs would compute it anew in each of the products.
+        wide = jax.lax.optimization_barrier(wide)
     d = wide.astype(x.dtype)
     d_x = jnp.einsum("...V,VE->...E", d, table.astype(x.dtype))
-    d_table = jnp.tensordot(
-        d, x, axes=(lead := tuple(range(x.ndim - 1)), lead), preferred_element_type=jnp.float32
-    )
-    d_bias = wide.sum(lead)
+    rows = (array.reshape(-1, array.shape[-1]) for array in (d, x))
+    d_table = jnp.einsum("nV,nE->VE", *rows, preferred_element_type=jnp.float32)
+    d_bias = wide.sum(tuple(range(x.ndim - 1)))
     return d_x, d_table, d_bias, None
 
 
