@@ -6,12 +6,13 @@
 
 PATH is a checkout of github.com/kimiyoung/transformer-xl, PYTHON an interpreter that has PyTorch;
 neither is part of this project. Both train with dropout 0.1 and clipping. On CPUs both have Adam,
-float32 and 2 threads. On a GPU the shapes are `base` and `large`, the original has Adam and this
-project the LAMB of these configs; 16 bits are autocast there, and products of float32 are made in
-TF32 on both sides. Evaluation reads segments with the batch of training, generation draws tokens
-one by one with batch 1, but not from an adaptive softmax, from which the original cannot. While one
-works, the other waits; a machine that does something else between the turns changes a pair's times,
-not the medians of many. Prints a line of JSON for each shape and part, and a table at the end.
+float32 and 2 threads. On a GPU the shapes are `base`, `large` and `fork_small`, the original has
+Adam and this project the LAMB of these configs; 16 bits are autocast there, and products of float32
+are made in TF32 on both sides. Evaluation reads segments with the batch of training, generation
+draws tokens one by one with batch 1, but not from an adaptive softmax, from which the original
+cannot. While one works, the other waits; a machine that does something else between the turns
+changes a pair's times, not the medians of many. Prints a line of JSON for each shape and part, and
+a table at the end.
 """
 
 import json

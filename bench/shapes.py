@@ -4,11 +4,11 @@ import dataclasses
 
 import jax
 
-from configs import nvidia_base, test_1
+from configs import nvidia_base, one_machine, test_1
 from txl_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 CPU = ("tiny", "enwik8", "small")
-GPU = ("base", "large")
+GPU = ("base", "large", "fork_small")
 
 
 def shape(name: str, dtype: str | None = None) -> Config:
@@ -16,7 +16,8 @@ def shape(name: str, dtype: str | None = None) -> Config:
 
     `tiny`, `enwik8` and `small` are those for which the original was timed: dropout 0.1, clip 0.25,
     Adam, float32. `base` is NVIDIA's base model with 32 sequences, `large` the fork's LARGE with
-    16, both in bfloat16. `dtype` takes the place of a shape's own.
+    16, `fork_small` the fork's SMALL with 96, all in bfloat16. `dtype` takes the place of a shape's
+    own.
     """
     cfg = _shape(name)
     return _on(cfg, dtype=dtype) if dtype else cfg
@@ -29,11 +30,12 @@ def _shape(name: str) -> Config:
         return _small(ModelConfig(205, 12, 8, 512, 64, 2048, tgt_len=128, mem_len=128), batch=2)
     if name == "small":
         return _small(ModelConfig(10_000, 16, 8, 512, 48, 2048, tgt_len=128, mem_len=128), batch=2)
-    if name == "base":
-        cfg, batch = nvidia_base.config(), 32
-        cfg = _on(cfg, n_token=267_735, dtype="bfloat16")
-    else:
-        cfg, batch = _on(test_1.config(), dtype="bfloat16"), 16
+    experiment, batch = {
+        "base": (nvidia_base, 32),
+        "large": (test_1, 16),
+        "fork_small": (one_machine, 96),
+    }[name]
+    cfg = _on(experiment.config(), n_token=267_735, dtype="bfloat16")
     return dataclasses.replace(
         cfg,
         data=DataConfig(dataset="synthetic"),

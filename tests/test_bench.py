@@ -59,7 +59,13 @@ def test_bad_words_are_said(words, said, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("tiny", 865_217), ("base", 191_950_298), ("large", 285_170_506)]
+    ("name", "parameters"),
+    [
+        ("tiny", 865_217),
+        ("base", 191_950_298),
+        ("large", 285_170_506),
+        ("fork_small", 186_707_162),
+    ],
 )
 def test_shapes_are_those_that_they_are_called(name, parameters):
     cfg = shapes.shape(name)

@@ -28,7 +28,7 @@ from txl_jax.step import Totals, init_state, make_train_step, place_batch
 from txl_jax.streams import Streams, training_streams
 
 SEGMENTS = 16
-"""Segments of each synthetic stream; they come again and again. The first has no memory yet, and its
+"""Segments of each synthetic stream; they come again and again. The first has no memory yet: its
 step is shorter."""
 ZIPF_EXPONENT, ZIPF_SHIFT = 1.3, 5.0
 _PACKAGES = ("jax", "jaxlib", "flax")
