@@ -169,7 +169,7 @@ def train(
             *(abstract_state(cfg, mesh), tokens_of_step, tokens_of_step),
         )
         generator = Generator(cfg.model, mesh, Sampling(temperature=0.8))
-        context = results.context_of(cfg.model, valid)
+        context = results.context_of(cfg.model, tokens.splits["valid"])
         pace, own_speed, done = Pace(cfg, mesh), OwnSpeed(peers.several), None
         first, saved, saved_at = n, n, time.monotonic()
         earlier = home.events() if primary else []
