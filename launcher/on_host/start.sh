@@ -5,9 +5,16 @@ training && exit 0
 touch set-up
 tmux kill-session -t =txl 2>/dev/null || true
 rm -f pane pid status
+
 # What it printed can be looked at after its end.
-tmux new-session -d -P -F '#{pane_id}' -s txl -x 200 -y 50 'exec bash ~/txl/train.sh' \; \
-    set-option -t txl remain-on-exit on </dev/null >pane 2>>setup.log 9>&-
+session() {
+    tmux new-session -d -P -F '#{pane_id}' -s txl -x 200 -y 50 'exec bash ~/txl/train.sh' \; \
+        set-option -t txl remain-on-exit on </dev/null >pane 2>>setup.log 9>&-
+}
+
+# A server of tmux that has lost its last session may take the next one in its own last moments.
+session || { sleep 1 && session; } ||
+    fail "tmux does not start the trainer: $(tail -n 1 setup.log)"
 
 steps() {
     for beat in heartbeats/*.json; do

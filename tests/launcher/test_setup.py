@@ -446,6 +446,25 @@ def test_a_trainer_that_cannot_start_says_why(bench):
     assert (some.servers[0].home / "txl" / "status").read_text() == "1\n"
 
 
+LAST_MOMENTS = """case "$1" in new-session)
+    if [ ! -e ~/no-server ]; then touch ~/no-server; echo server exited unexpectedly >&2; exit 1; fi
+esac
+"""
+
+
+def test_a_server_of_tmux_in_its_last_moments_is_asked_once_more(bench):
+    some = bench(1)
+    home = some.servers[0].home
+    some.servers[0].tool("tmux", LAST_MOMENTS + f'exec {shutil.which("tmux")} "$@"')
+    assert some.do() == ALL
+    assert some.trainer_words()
+    assert (home / "no-server").exists()
+    some.servers[0].tool("tmux", '[ "$1" != new-session ] || { echo full >&2; exit 1; }')
+    (home / "txl" / "status").touch()
+    with pytest.raises(UserError, match="night-0: tmux does not start the trainer: full"):
+        some.do()
+
+
 FIRST_STEP = "mkdir -p runs/a/heartbeats; sleep 0.5; touch runs/a/heartbeats/0.json; "
 
 
