@@ -31,7 +31,7 @@ OFTEN = "--checkpoint-minutes=0.1"
 INTERRUPTIONS = 10
 STEPS_BETWEEN = 60
 """Which training makes from one interruption to the next, at least."""
-LAST_STEPS = 500
+LAST_STEPS = 1500
 """After the last one."""
 SIGN_SECONDS = 30.0
 """Two signs of life a minute."""
