@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from txl_jax.dropout import dropout
 
-_KERNEL_TGT_LEN = 16
+_FUSED_TGT_LEN = 16
 """From which on a segment fills enough of a tile."""
 _KERNEL_D_HEAD = 128
-_KERNEL_CAPABILITY = 8.0
-"""sm_80, from which on Pallas makes kernels."""
+_FUSED_CAPABILITY = 8.0
+"""sm_80, from which on Pallas makes kernels and cuDNN has attention with a bias."""
 
 
 class Seen(NamedTuple):
@@ -100,7 +100,8 @@ def relative_attention(
     score = ((q + r_w_bias)·k + shift((q + r_r_bias)·r)) / sqrt(H), softmax over the keys that are
     seen (in float32), dropout of the weights, weighted sum of v. On GPUs that can, and in 16-bit
     types, `attention_kernel` computes it, with position scores rounded to that type and with its
-    own hash of places.
+    own hash of places. Where it cannot, and in the other kinds of attention, cuDNN does, with
+    position scores as a bias of that type, if there is no dropout of the weights.
 
     Args:
       q: [B, T, N, H] queries of the segment.
@@ -120,10 +121,14 @@ def relative_attention(
         _, filled, same_length = seen
         return fused_attention(q, k, v, r, r_w_bias, r_r_bias, filled, same_length, dropatt, seeds)
 
-    def scores(q, k, r, r_w_bias, r_r_bias):
-        return _content(q + r_w_bias, k) + shift(_position(q + r_r_bias, r))
+    def content(q, r, r_w_bias, r_r_bias):
+        return q + r_w_bias
 
-    return _attend(scores, (q, k, r, r_w_bias, r_r_bias), v, seen, dropatt, seeds)
+    def position(q, r, r_w_bias, r_r_bias):
+        return shift(_position(q + r_r_bias, r))
+
+    operands = (q, r, r_w_bias, r_r_bias)
+    return _attend(content, position, operands, k, v, seen, dropatt, seeds)
 
 
 def learned_attention(
@@ -147,11 +152,14 @@ def learned_attention(
       r_bias: float32 [S, N], what a distance adds to the score of any two tokens.
     """
 
-    def scores(q, k, r_emb, r_w_bias, r_bias):
-        position = _position(q, r_emb) + r_bias.T[:, None, :]
-        return _content(q + r_w_bias, k) + shift(position)
+    def content(q, r_emb, r_w_bias, r_bias):
+        return q + r_w_bias
 
-    return _attend(scores, (q, k, r_emb, r_w_bias, r_bias), v, seen, dropatt, seeds)
+    def position(q, r_emb, r_w_bias, r_bias):
+        return shift(_position(q, r_emb) + r_bias.T[:, None, :])
+
+    operands = (q, r_emb, r_w_bias, r_bias)
+    return _attend(content, position, operands, k, v, seen, dropatt, seeds)
 
 
 def absolute_attention(
@@ -163,11 +171,7 @@ def absolute_attention(
     seeds: jax.Array | None = None,
 ) -> jax.Array:
     """`relative_attention` without distances: score = q·k / sqrt(H) (Vaswani et al. 2017)."""
-    return _attend(_content, (q, k), v, seen, dropatt, seeds)
-
-
-def _content(q: jax.Array, k: jax.Array) -> jax.Array:
-    return jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32)
+    return _attend(lambda q: q, None, (q,), k, v, seen, dropatt, seeds)
 
 
 def _position(q: jax.Array, r: jax.Array) -> jax.Array:
@@ -175,28 +179,43 @@ def _position(q: jax.Array, r: jax.Array) -> jax.Array:
 
 
 def _attend(
-    scores: Callable[..., jax.Array],
+    content: Callable[..., jax.Array],
+    position: Callable[..., jax.Array] | None,
     operands: tuple[jax.Array, ...],
+    k: jax.Array,
     v: jax.Array,
     seen: Seen,
     dropatt: float,
     seeds: jax.Array | None,
 ) -> jax.Array:
-    """Values [B, T, N, H] weighted by `scores(*operands)`, float32 [B, N, T, S], over sqrt(H).
+    """Values [B, T, N, H] weighted by the scores of `content(*operands)`, [B, T, N, H], and k.
 
-    The backward pass has the weights in 16 bits kept for it. In float32 it computes them again:
-    CPUs do that in less time than it takes to write them into memory and read them back.
+    `position(*operands)`, float32 [B, N, T, S], is added to the scores before they are divided by
+    sqrt(H).
     """
+    if _has_cudnn(operands[0], k, dropatt, seeds):
+        bias = None
+        if position is not None:
+            bias = (position(*operands) * (v.shape[-1] ** -0.5)).astype(v.dtype)
+        mask = seen.mask[None, None]
+        return jax.nn.dot_product_attention(
+            content(*operands), k, v, bias, mask, implementation="cudnn"
+        )
 
-    def attend(operands, v, mask, seeds):
+    def attend(operands, k, v, mask, seeds):
         with jax.named_scope("scores"):
-            score = scores(*operands)
+            q = content(*operands)
+            score = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32)
+            if position is not None:
+                score += position(*operands)
         return _mix(dropatt, score, v, mask, seeds)
 
+    # The backward pass has the weights in 16 bits kept for it. In float32 it computes them again:
+    # CPUs do that in less time than it takes to write them into memory and read them back.
     if v.dtype.itemsize > 2:
         # Layers are a loop: the compiler cannot find that both passes compute the same.
         attend = jax.checkpoint(attend, prevent_cse=False)
-    return attend(operands, v, seen.mask, seeds)
+    return attend(operands, k, v, seen.mask, seeds)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -234,19 +253,37 @@ _mix.defvjp(_mix_forward, _mix_backward)
 
 
 def _has_kernel(q: jax.Array) -> bool:
-    """Whether attention of queries like q [B, T, N, H] is left to `attention_kernel`.
+    """Whether attention of queries like q [B, T, N, H] is left to `attention_kernel`."""
+    return _is_for_fused(q) and q.shape[-1] <= _KERNEL_D_HEAD
 
-    XLA cannot split the kernel: where there are several devices it has to see only its own part,
-    as in the train step.
+
+def _has_cudnn(q: jax.Array, k: jax.Array, dropatt: float, seeds: jax.Array | None) -> bool:
+    """Whether attention of queries like q and keys like k is left to cuDNN.
+
+    Its dropout is random in an order of its own, which `seeds` of sequences cannot express.
+    """
+    (_, tgt_len, _, d_head), n_keys = q.shape, k.shape[1]
+    even = tgt_len % 2 == 0 and n_keys % 2 == 0 and d_head % 8 == 0
+    dropped = dropatt > 0 and seeds is not None
+    if not (_is_for_fused(q) and even) or dropped:
+        return False
+    hopper = float(jax.devices()[0].compute_capability) >= 9.0
+    return d_head <= (256 if hopper else 128)
+
+
+def _is_for_fused(q: jax.Array) -> bool:
+    """Whether queries like q are of a type and number that a GPU here has fused attention for.
+
+    XLA cannot split it: where there are several devices it has to see only its own part, as in the
+    train step.
     """
     device = jax.devices()[0]
     whole = jax.device_count() == 1 or jax.sharding.get_abstract_mesh().manual_axes
     return bool(
         device.platform == "gpu"
         and device.device_kind.startswith("NVIDIA")
-        and float(device.compute_capability) >= _KERNEL_CAPABILITY
+        and float(device.compute_capability) >= _FUSED_CAPABILITY
         and whole
         and q.dtype.itemsize == 2
-        and q.shape[1] >= _KERNEL_TGT_LEN
-        and q.shape[-1] <= _KERNEL_D_HEAD
+        and q.shape[1] >= _FUSED_TGT_LEN
     )
