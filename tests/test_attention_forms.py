@@ -113,8 +113,8 @@ def test_the_form_is_chosen_by_device_and_shape(device, changed, kernel, cudnn, 
     given: dict[str, Any] = {"dtype": jnp.bfloat16, "tgt_len": 32, "mem_len": 32, "d_head": 64}
     given |= {"dropatt": 0.0, "seeds": jnp.zeros((2, 2), jnp.uint32)} | changed
     heads = (2, given["d_head"])
-    q = jax.ShapeDtypeStruct((2, given["tgt_len"], *heads), given["dtype"])
-    k = jax.ShapeDtypeStruct((2, given["tgt_len"] + given["mem_len"], *heads), given["dtype"])
+    q = jnp.zeros((2, given["tgt_len"], *heads), given["dtype"])
+    k = jnp.zeros((2, given["tgt_len"] + given["mem_len"], *heads), given["dtype"])
     monkeypatch.setattr(jax, "devices", lambda: [device])
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert attention._has_kernel(q) is kernel
@@ -123,9 +123,9 @@ def test_the_form_is_chosen_by_device_and_shape(device, changed, kernel, cudnn, 
 
 @pytest.mark.parametrize("form", ["_has_kernel", "_has_cudnn"])
 def test_of_several_devices_each_has_to_see_its_own_part(form, monkeypatch):
+    q = jnp.zeros((2, 32, 2, 64), jnp.bfloat16)
     monkeypatch.setattr(jax, "devices", lambda: [H100])
     monkeypatch.setattr(jax, "device_count", lambda: 2)
-    q = jax.ShapeDtypeStruct((2, 32, 2, 64), jnp.bfloat16)
     rest = () if form == "_has_kernel" else (q, 0.0, None)
     assert getattr(attention, form)(q, *rest) is False
 
