@@ -79,6 +79,8 @@ class LocalCloud:
         self.folder, self.grace = folder, grace
         self._isolated, self._port = isolated, port
         self._home = folder / "laptop"
+        self.shared = folder / "shared"
+        """A folder that all hosts have at the same place, as a network's disk."""
         self._no_ssh: set[int] = set()
         self._dying: set[int] = set()
         self._wrong_key: set[int] = set()
@@ -111,6 +113,7 @@ class LocalCloud:
         reset_model_data()
         self._stack.callback(BackendDict.reset)
         self._home.mkdir(parents=True, exist_ok=True)
+        self.shared.mkdir(exist_ok=True)
         self.server = Server(self._port)
         self._stack.callback(self.server.close)
         self.machines = Machines(self.folder / "hosts", self._host_ended)
@@ -273,6 +276,7 @@ class LocalCloud:
                 "JAX_PLATFORMS": "cpu",
             },
             grace=self.grace,
+            shared=str(self.shared),
             boot=self.ec2.boots.get(instance.id, 0),
             ssh="down" if index in self._no_ssh else "up",
             wrong_key=index in self._wrong_key,

@@ -4,9 +4,10 @@
 
 SPEC is the JSON file of a `machines.Spec`. The host has its own processes, mounts and name. It sees
 the file system of this machine, but what it writes stays in memory and ends with it, apart from
-the login's home and /var/log, which lie beside SPEC; a stopped host's other changes are kept there
-too. Programs that would change a machine are stand-ins (stand_ins.py). Standard input brings
-commands; when it closes, or the process that started this one ends, everything here is killed.
+the login's home and /var/log, which lie beside SPEC, and the folder that all hosts share; a stopped
+host's other changes are kept too, beside SPEC. Programs that would change a machine are stand-ins
+(stand_ins.py). Standard input brings commands; when it closes, or the process that started this one
+ends, everything here is killed.
 
 Standard library only, so that a host starts in a fraction of a second.
 """
@@ -252,6 +253,9 @@ def _enter_machine(spec: dict[str, Any], folder: Path) -> tuple[int, int]:
         (folder / beside).mkdir(exist_ok=True)
         (root / inside).mkdir(parents=True, exist_ok=True)
         linux.mount(str(folder / beside), str(root / inside), flags=linux.MS_BIND)
+    shared = root / spec["shared"].lstrip("/")
+    shared.mkdir(parents=True, exist_ok=True)
+    linux.mount(spec["shared"], str(shared), flags=linux.MS_BIND)
     (root / "run/sshd").mkdir(mode=0o755)
     (root / "run/lock").mkdir(mode=0o755)
     if spec["boot"] == 0:

@@ -42,6 +42,8 @@ class Spec:
     """Of all processes."""
     grace: float
     """Seconds that processes get to end when the host turns off."""
+    shared: str
+    """A folder that is there and may be written to on all hosts, as a network's disk."""
     boot: int = 0
     """How often the host has been started before."""
     ssh: str = "up"

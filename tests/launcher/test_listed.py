@@ -1,10 +1,8 @@
 """A launch on machines that run already: real sshds and real training, and nobody asks AWS."""
 
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +47,7 @@ class Room:
         known = [f"{address} {host_key.public}\n" for address in self.machines]
         (ssh / "known_hosts").write_text("".join(known))
         self.hosts = ",".join(f"{USER}@{address}" for address in self.machines)
-        # The one place that these machines share and may write to.
-        self.shared = Path(tempfile.mkdtemp(prefix="txl-", dir="/dev/shm"))
+        self.shared = cloud.shared
         self.environ = {
             name: value for name, value in cloud.environ.items() if not name.startswith("AWS_")
         }
@@ -79,7 +76,6 @@ def room(cloud: LocalCloud) -> Iterator[Room]:
         if command.process.poll() is None:
             command.process.kill()
             command.end()
-    shutil.rmtree(room.shared)
 
 
 def until(reached: Any) -> None:
