@@ -4,15 +4,12 @@ import dataclasses
 import json
 import os
 import pty
-import secrets
 import select
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ import pytest
 from launcher import (
     again,
     ec2,
-    hardware,
     lookup,
     names,
     objects,
@@ -29,21 +25,18 @@ from launcher import (
     record,
     runs,
     security_group,
-    standing,
     watch_book,
 )
 from launcher.__main__ import main
 from launcher.aws import Account
-from launcher.bootstrap import HostKey, user_data
 from launcher.commands import cp, doctor, kill
-from launcher.on_host.keeper import StopRules
 from launcher.record import Record
 from launcher.request import parse
 from launcher.runs import Run
 from launcher.watch_book import Book, Event
-from tests.cloud.cloud import LocalCloud, missing
+from tests.cloud.cloud import missing
 from tests.cloud.server import Call, Refusal
-from txl_jax.errors import UserError
+from tests.launcher.desk import BUCKET, Desk, as_user, heartbeat
 
 pytest_plugins = ["tests.cloud.fixtures"]
 pytestmark = [
@@ -52,83 +45,6 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 ROOT = Path(__file__).parents[2]
-BUCKET = "txl-123456789012-us-east-1"
-
-
-@dataclass
-class Desk:
-    """The laptop: its commands run in this process, and what they print is read."""
-
-    cloud: LocalCloud
-    capsys: pytest.CaptureFixture[str]
-
-    def __call__(self, *words: str) -> str:
-        """What a command prints; it has to succeed."""
-        self.capsys.readouterr()
-        status = main(list(words))
-        said = self.capsys.readouterr().out
-        assert status == 0, said
-        return said
-
-    def rent(self, name: str, machines: int = 1, *options: str) -> Run:
-        """Hosts of a run, as a launch starts them, without anything on them."""
-        words = ["--config=quickstart", "--name", name, "--instance-type=c7i.large"]
-        words += [f"--machines={machines}", "--ssh-cidr=127.0.0.0/8", *options]
-        account, command = Account.open(), parse(words).command
-        allowed = [ip_network("127.0.0.0/8")]
-        made = standing.ensure(account, command, allowed, ["us-east-1a", "us-east-1b"])
-        kind = hardware.describe(account, "c7i.large")
-        launch = secrets.token_hex(8)
-        host_key = HostKey.of(made.key_path.read_bytes(), launch)
-        image = hardware.image(account, kind)
-        order = ec2.Order(
-            name=name,
-            launch=launch,
-            kind=kind,
-            image=image,
-            count=machines,
-            standing=made,
-            zones=("us-east-1a",),
-            spot=command.spot,
-            max_price=None,
-            user_data=user_data(host_key, image.user, StopRules()),
-            tags={
-                names.TAG_CONFIG: "quickstart",
-                names.TAG_LOGDIR: f"s3://{BUCKET}/runs/{name}",
-                names.TAG_HOST_KEY: host_key.public,
-                names.TAG_STARTED: datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-            prices={"us-east-1a": 36.0},
-        )
-        return ec2.start(account, order, print)
-
-    def put(self, key: str, content: Any) -> None:
-        """Writes an object as a host does."""
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.cloud.client("s3").put_object(Bucket=BUCKET, Key=key, Body=body)
-
-    def failure(self, *words: str) -> str:
-        """What a command complains of."""
-        with pytest.raises(UserError) as error:
-            main(list(words))
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-
-@pytest.fixture
-def desk(
-    cloud: LocalCloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Desk:
-    as_user(cloud.environ, monkeypatch)
-    return Desk(cloud, capsys)
-
-
-def as_user(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("COLUMNS", "200")
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -139,11 +55,6 @@ def until(condition: Callable[[], Any], what: str) -> Any:
             return value
         time.sleep(0.05)
     raise AssertionError(f"not in a minute: {what}")
-
-
-def heartbeat(step: int = 7, **changed: Any) -> dict[str, Any]:
-    sign = {"step": step, "loss": 3.25, "tokens_per_s": 61000.5, "time": time.time(), "host": "h"}
-    return sign | changed
 
 
 def test_ls_tells_of_hosts_cost_and_training(desk: Desk) -> None:

@@ -9,20 +9,12 @@ from moto.s3.models import s3_backends
 
 from launcher.commands.ls import _Row
 from launcher.status import Status
-from tests.cloud.cloud import LocalCloud, missing
+from tests.cloud.cloud import missing
 from tests.launcher.cloud import ACCOUNT
-from tests.launcher.test_commands import BUCKET, Desk, as_user, heartbeat
+from tests.launcher.desk import BUCKET, Desk, heartbeat
 from tests.launcher.test_slow import NOW, a_run
 
 pytest_plugins = ["tests.cloud.fixtures"]
-
-
-@pytest.fixture
-def desk(
-    cloud: LocalCloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Desk:
-    as_user(cloud.environ, monkeypatch)
-    return Desk(cloud, capsys)
 
 
 @pytest.mark.parametrize(
