@@ -32,7 +32,7 @@ INTERRUPTIONS = 10
 STEPS_BETWEEN = 60
 """Which training makes from one interruption to the next, at least."""
 LAST_STEPS = 1500
-"""After the last one."""
+"""After the last one: time for several signs of life."""
 SIGN_SECONDS = 30.0
 """Two signs of life a minute."""
 
